@@ -1,0 +1,206 @@
+"""What happens beside training: progress, metrics, samples, resume states, and a clean end on Ctrl-C.
+
+None of these touches the weights, the gradients or a random state, so training is the same with and without them. An
+"update" is one optimizer step; the trainer calls hooks per micro-batch, and `_Updates` tells the two apart.
+"""
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger
+
+from dreamlab.loggers import log_images
+from dreamlab.loss import Losses
+from dreamlab.pictures import save_png
+from dreamlab.progress import progress
+from dreamlab.runs import RunDirectory, written_whole
+
+
+def peak_gib(device: torch.device) -> float:
+    """Most memory held so far: allocated on the GPU, or resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class _Updates(Callback):
+    """Calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
+
+    _seen = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step > self._seen:
+            self._seen = trainer.global_step
+            self.on_update(trainer, pl_module, self._seen)
+
+    def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
+        raise NotImplementedError
+
+
+class TrainingProgress(_Updates):
+    """A bar over updates, with the instance loss beside it."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._stack = ExitStack()
+        self._advance: Callable[..., None] = lambda *_, **__: None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        bar = progress("training", self.steps, done=trainer.global_step, unit="updates")
+        self._advance = self._stack.enter_context(bar)
+
+    def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
+        self._advance(note=f"loss {module.record['train/loss']:.3f}" if module.record else "")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the bar, whatever ended the run."""
+        self._stack.close()
+
+
+class Metrics(_Updates):
+    """One line of metrics.jsonl per update, and the same numbers to the logger."""
+
+    def __init__(self, run: RunDirectory, images_per_update: int) -> None:
+        self.run, self.images_per_update = run, images_per_update
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._since = time.perf_counter()
+
+    def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
+        now = time.perf_counter()
+        halves = [torch.stack(values).mean().item() for values in zip(*module.losses, strict=True)]
+        module.losses.clear()
+        losses = Losses(*halves)
+        row = {
+            "train/loss": losses.total,
+            "train/loss_instance": losses.instance,
+            "train/loss_prior": losses.prior,
+            "train/grad_norm": module.grad_norm.item(),
+            **module.rates,
+            "perf/images_per_s": self.images_per_update / (now - self._since),
+            "perf/peak_gib": peak_gib(module.device),
+        }
+        self._since = now
+        module.record = row
+        self.run.append_metrics({"update": update, **row})
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(row, step=update)
+
+
+OnImage = Callable[[int, Image], None]
+
+
+class Samples(_Updates):
+    """Draws the sample prompts at intervals (and when train.py asks: before and after), always from the same seeds."""
+
+    def __init__(
+        self, run: RunDirectory, prompts: Sequence[str], seeds: Sequence[int], every: int | None,
+        draw: Callable[[Sequence[str], Sequence[int], OnImage], None],
+    ) -> None:  # fmt: skip
+        self.run, self.prompts, self.seeds, self.every, self.draw = run, prompts, seeds, every, draw
+
+    def folder(self, update: int) -> Path:
+        """Where the samples of an update lie."""
+        return self.run.samples / f"update-{update:06d}"
+
+    def paths(self, update: int) -> list[Path]:
+        """The files of an update's samples, in the order of prompts and seeds."""
+        return [self.folder(update) / f"{number:04d}.png" for number in range(len(self.prompts) * len(self.seeds))]
+
+    def is_taken(self, update: int) -> bool:
+        """Whether all samples of an update are there already."""
+        return all(path.is_file() for path in self.paths(update))
+
+    def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
+        if self.every and update % self.every == 0 and update < trainer.max_steps:
+            self.take(trainer.logger, update)
+
+    def take(self, logger: Logger | None, update: int) -> None:
+        """Draw and keep every prompt x seed of one moment."""
+        pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        images: list[Image] = []
+        with progress(f"samples @ {update}", len(pairs)) as advance:
+
+            def keep(index: int, image: Image) -> None:
+                images.append(image)
+                prompt, seed = pairs[index]
+                save_png(image, self.paths(update)[index], {"prompt": prompt, "seed": seed, "update": update})
+                advance()
+
+            self.draw([prompt for prompt, _ in pairs], [seed for _, seed in pairs], keep)
+        log_images(logger, images, [f"{prompt} | seed {seed}" for prompt, seed in pairs], update)
+
+
+class ResumeState(Callback):
+    """Keeps resume/last.ckpt: every `every` updates and at the end of training, whole or not at all."""
+
+    def __init__(self, run: RunDirectory, every: int, settings: dict[str, Any], signature: str) -> None:
+        self.run, self.every, self.settings, self.signature = run, every, settings, signature
+        self._saved = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save between two micro-batches: in `on_train_batch_end` the loop has not yet counted the last one."""
+        if trainer.global_step > self._saved and trainer.global_step % self.every == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where training ended, by itself or by Ctrl-C."""
+        if trainer.global_step > self._saved:
+            self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Settings ride along, so that a resume with others can be refused."""
+        checkpoint["dreamlab"] = {"settings": self.settings, "update": trainer.global_step}
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint and say so in status.json."""
+        self._saved = trainer.global_step
+        with written_whole(self.run.checkpoint) as temporary:
+            trainer.save_checkpoint(temporary)
+        self.run.set_status("running", update=self._saved, signature=self.signature, pid=os.getpid())
+
+
+class StopCleanly(_Updates):
+    """Ctrl-C and SIGTERM end training after the update in flight; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
+        trainer.should_stop = trainer.should_stop or self.is_asked
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the process's own handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()

@@ -1,0 +1,137 @@
+"""Everything that can be wrong with a run is found here, before any weight is loaded.
+
+Each rule is one line of a table; each failure is one sentence with the value, the choices and the remedy.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreamlab import prompts
+from dreamlab.adapters import KINDS as ADAPTERS
+from dreamlab.config import Train, build
+from dreamlab.data import digest, list_images, read_photo
+from dreamlab.demo import demo_photos
+from dreamlab.errors import UserError, did_you_mean
+from dreamlab.loggers import KINDS as LOGGERS
+from dreamlab.models import find, pick_device
+from dreamlab.optim import SCHEDULES
+from dreamlab.precision import check_precision
+from dreamlab.sample import SAMPLERS
+
+WHOLE = (lambda value: value >= 1, "give a whole number, 1 or more")
+COUNT = (lambda value: value >= 0, "give 0 or a whole number above")
+RATE = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
+WEIGHT = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
+OPTIONAL_WHOLE = (lambda value: value is None or value >= 1, "give a whole number, 1 or more, or null")
+OPTIONAL_RATE = (lambda value: value is None or RATE[0](value), "give a number above 0, or null")
+PIXELS = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
+NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": RATE, "text_encoder_lr": OPTIONAL_RATE, "steps": WHOLE, "batch_size": WHOLE, "accumulate": WHOLE,
+    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": WHOLE, "resolution": PIXELS, "max_grad_norm": RATE,
+    "sample_every": OPTIONAL_WHOLE, "save_every": OPTIONAL_WHOLE, "schedule.warmup": COUNT, "prior.steps": WHOLE,
+    "prior.guidance": WEIGHT, "prior.batch_size": WHOLE, "prior.seed": COUNT, "sampling.steps": WHOLE,
+    "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
+    "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE,
+}  # fmt: skip
+CHOICES = {
+    "schedule.name": SCHEDULES, "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
+    "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS), "sampling.sampler": tuple(SAMPLERS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is being taught: photos in a fixed order, their content hash, and the prompts in words."""
+
+    photos: list[Path]
+    digest: str
+    instance_prompt: str
+    class_prompt: str
+    sample_prompts: list[str]
+
+
+def _value(config: Train, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check(config: Train) -> tuple[Train, Subject]:
+    """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
+    for key, (is_right, remedy) in NUMBERS.items():
+        if not is_right(_value(config, key)):
+            raise UserError(f"{key}={_value(config, key)}: {remedy}.")
+    for key, choices in CHOICES.items():
+        if _value(config, key) not in choices:
+            value = str(_value(config, key))
+            raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
+    check_precision(config.precision)
+    pick_device(config.device)
+    find(config.model.source)
+    if config.model.vae:
+        find(config.model.vae)
+    if config.schedule.name == "constant" and config.schedule.warmup:
+        raise UserError("schedule=constant has no warmup. Use schedule=constant_with_warmup, or schedule.warmup=0.")
+    if not config.adapter.train:
+        raise UserError("adapter.train is empty: nothing would learn. Give adapter.train=[unet,text_encoder].")
+    build(config.optimizer)
+    config = dataclasses.replace(config, **_words(config))
+    return config, _subject(config)
+
+
+def _words(config: Train) -> dict[str, str]:
+    """Token, class word and both prompts, checked and filled in."""
+    token = config.token.strip()
+    if not token or len(token.split()) != 1:
+        raise UserError(f"token={config.token!r}: the identifier is one word without spaces, such as zwx.")
+    class_word = config.class_word
+    if class_word is None:
+        if config.instance_dir != "demo":
+            raise UserError("class_word is missing: say what the photos show, such as class_word=dog.")
+        class_word = "cat"
+    class_word = " ".join(class_word.split())
+    if not class_word:
+        raise UserError("class_word is empty: say what the photos show, such as class_word=dog.")
+    if token.lower() in class_word.lower().split():
+        raise UserError(f"token and class_word are both {token!r}: the identifier must be a word of its own.")
+    given = {"instance_prompt": config.instance_prompt, "class_prompt": config.class_prompt}
+    for key, prompt in given.items():
+        if prompt is not None and not prompt.strip():
+            raise UserError(f"{key} is empty. Leave it out to have it made from token and class_word.")
+    return {
+        "token": token,
+        "class_word": class_word,
+        "instance_prompt": given["instance_prompt"] or prompts.instance_prompt(token, class_word),
+        "class_prompt": given["class_prompt"] or prompts.class_prompt(class_word),
+    }
+
+
+def _subject(config: Train) -> Subject:
+    """The photos, every one of them decoded once."""
+    photos = find_photos(config.instance_dir)
+    filled = prompts.fill_all(config.prompts, config.token, str(config.class_word))
+    return Subject(photos, digest(photos), str(config.instance_prompt), str(config.class_prompt), filled)
+
+
+def find_photos(instance_dir: str) -> list[Path]:
+    """The photos of a folder, sorted by name; UserError where there are none or one cannot be read."""
+    folder = demo_photos() if instance_dir == "demo" else Path(instance_dir).expanduser()
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"instance_dir={instance_dir} {what}. Give the folder that holds the subject's photos.")
+    photos = list_images(folder)
+    if not photos:
+        raise UserError(f"instance_dir={instance_dir} holds no photos. Put 3-20 JPEG, PNG or WebP files into it.")
+    for path in photos:
+        try:
+            read_photo(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"The photo {path} cannot be read ({error}). Remove it or save it anew.") from None
+    return photos

@@ -1,0 +1,69 @@
+"""Errors for people: one sentence that says what is wrong, what was given and what to do.
+
+Every command runs inside `explained()`. A `UserError` becomes that sentence on stderr and exit code 2; Hydra's
+and OmegaConf's own composition errors are translated into the same form; Ctrl-C is exit code 130. Anything else
+is a bug of ours and keeps its traceback.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(Exception):
+    """Something the person who typed the command can mend; the message is a sentence with the remedy."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest choice where one is near, and all the choices where they are few."""
+    known = sorted(set(choices))
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not near:  # `learning_rate` is nearer to `optimizer.lr` by its last part than by the whole
+        near = [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listing = f" Choices: {', '.join(known)}." if len(known) <= 24 else ""
+    return hint + listing
+
+
+def _translate(error: BaseException, keys: Iterable[str]) -> str:
+    """A Hydra or OmegaConf error as one sentence."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"There is no {group or 'config'} called {choice!r}.{did_you_mean(choice, error.options or ())}"
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in", text)
+    if unknown:
+        key = next(group for group in unknown.groups() if group)
+        return f"There is no setting called {key!r}.{did_you_mean(key, keys)} `--help` lists them all."
+    cause = error.__cause__
+    override = re.search(r"Error merging override (\S+)", text)
+    if override and isinstance(cause, OmegaConfBaseException):
+        reason = str(cause).splitlines()[0].rstrip(".")
+        return f"{override.group(1)!r} does not fit: {reason}. `--help` shows what each setting takes."
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def explained(keys: Iterable[str] = ()) -> Iterator[None]:
+    """Turn every foreseeable failure inside into one sentence on stderr and a non-zero exit code.
+
+    `keys` are the setting names that a mistyped one is compared with.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own summary and exit; we print ours
+    try:
+        yield
+    except UserError as error:
+        print(f"dreamlab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, HydraException) as error:
+        print(f"dreamlab: {_translate(error, keys)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dreamlab: interrupted.", file=sys.stderr)
+        sys.exit(130)

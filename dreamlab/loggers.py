@@ -1,0 +1,73 @@
+"""Where metrics and samples go besides metrics.jsonl: W&B (offline without an API key), CSV, TensorBoard, or nowhere."""
+
+import netrc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from PIL.Image import Image
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from dreamlab.errors import UserError
+
+KINDS = ("wandb", "csv", "tensorboard", "none")
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B could log in without asking: a key in the environment or in .netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb(folder: Path, name: str, project: str, mode: str) -> Logger:
+    import wandb
+
+    offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
+    offline = offline or os.environ.get("WANDB_MODE") == "offline"
+    # The key never comes from us, code is not uploaded, and our own bars are not captured
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=30)
+    return WandbLogger(name=name, project=project, save_dir=folder, offline=offline, settings=quiet)
+
+
+def make_logger(kind: str, folder: Path, name: str, project: str, mode: str) -> Logger | None:
+    """The logger of one run; None for `none`. UserError where its package is missing."""
+    makers: dict[str, Any] = {
+        "wandb": lambda: _wandb(folder, name, project, mode),
+        "csv": lambda: CSVLogger(folder, name="", version=""),
+        "tensorboard": lambda: TensorBoardLogger(folder, name="", version="tensorboard"),
+        "none": lambda: None,
+    }
+    try:
+        logger: Logger | None = makers[kind]()
+    except (ImportError, ModuleNotFoundError) as error:
+        raise UserError(f"logger={kind} needs a package that is not installed: {error}. Or use logger=none.") from error
+    return logger
+
+
+def log_images(logger: Logger | None, images: Sequence[Image], captions: Sequence[str], update: int) -> None:
+    """Show samples in W&B or TensorBoard; the other loggers keep numbers only."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image("samples", list(images), step=update, caption=list(captions))
+    elif isinstance(logger, TensorBoardLogger):
+        import numpy as np
+
+        for caption, image in zip(captions, images, strict=True):
+            logger.experiment.add_image(caption, np.asarray(image), update, dataformats="HWC")
+
+
+def close(logger: Logger | None, succeeded: bool) -> None:
+    """Finish the run at the logger, so that the next run of the process starts one of its own."""
+    if logger is None:
+        return
+    logger.finalize("success" if succeeded else "failed")
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        wandb.finish(exit_code=0 if succeeded else 1)

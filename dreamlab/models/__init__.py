@@ -1,0 +1,90 @@
+"""Model families: what a text-to-image model must offer to be taught a subject, and the ones there are.
+
+A family is one class in one file. The module, the loss and the samplers know only this protocol; how many text
+encoders there are, or what the denoiser is called, is the family's own business.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dreamlab.errors import UserError, did_you_mean
+
+BUNDLED = {"pocket": Path(__file__).parent / "pocket"}
+
+
+class Family(Protocol):
+    """A loaded model. Networks are float32 when loaded; latents are already multiplied by the scaling factor."""
+
+    prediction_type: str
+    alphas_cumprod: Tensor  # (num_train_timesteps,) float32
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Every network, by its folder name in diffusers' layout."""
+        ...
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids `(B, L)` int64, padded to the text encoder's full length."""
+        ...
+
+    def encode_text(self, input_ids: Tensor) -> Any:
+        """What `predict` takes as conditioning, from token ids `(B, L)`."""
+        ...
+
+    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and standard deviation `(B, C, h, w)` of scaled latents, from pixels `(B, 3, H, W)` in [-1, 1]."""
+        ...
+
+    def default_resolution(self) -> int:
+        """Side of the square images that the model was trained on, in pixels."""
+        ...
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, text: Any) -> Tensor:
+        """The denoiser's output `(B, C, h, w)` for `timesteps` `(B,)`."""
+        ...
+
+    def pipeline(self, scheduler: Any | None = None) -> Any:
+        """A diffusers pipeline over these very networks (no copies), with the model's own scheduler by default."""
+        ...
+
+
+def find(source: str) -> str:
+    """A bundled model's folder for its short name, else `source` itself; UserError where a folder cannot be a model."""
+    if source in BUNDLED:
+        return str(BUNDLED[source])
+    folder = Path(source).expanduser()
+    looks_local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
+    if not looks_local:
+        return source
+    if not folder.exists():
+        raise UserError(f"There is no model at {source!r}.{did_you_mean(source, BUNDLED)} Or give a hub id or a folder.")
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{source!r} is not a diffusers model: it has no model_index.json. Give the folder that has.")
+    return str(folder)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name}: unknown device.{did_you_mean(name, ('auto', 'cpu', 'cuda'))}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch sees no GPU here. Use device=cpu, or install a CUDA build of torch.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load(
+    family: str, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None
+) -> Family:
+    """Load a model of a known family in float32; UserError where it cannot be found."""
+    from dreamlab.models.stable_diffusion import StableDiffusion
+    from dreamlab.quiet import quiet_libraries
+
+    quiet_libraries()
+
+    families = {"stable_diffusion": StableDiffusion}
+    if family not in families:
+        raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, families)}")
+    return families[family].load(find(source), revision, variant, find(vae) if vae else None)

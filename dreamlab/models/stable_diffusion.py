@@ -1,0 +1,112 @@
+"""Stable Diffusion 1.x and 2.x, and pocket, their miniature (Rombach et al. 2022, arXiv 2112.10752).
+
+A U-Net denoises latents of a KL autoencoder, conditioned on the last hidden states of a CLIP text model. What the
+U-Net predicts (epsilon or v), the noise schedule and the scaling factor are read from the model's own configs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dreamlab.diffusion import PREDICTION_TYPES
+from dreamlab.errors import UserError
+
+
+def _load_part(part: type, source: str, subfolder: str, revision: str | None, variant: str | None) -> Any:
+    """One component of a diffusers folder, networks in float32; falls back from a missing variant to the plain files."""
+    options: dict[str, Any] = {"subfolder": subfolder, "revision": revision}
+    if issubclass(part, nn.Module):
+        key = "dtype" if part is CLIPTextModel else "torch_dtype"  # transformers and diffusers differ
+        options |= {key: torch.float32, "variant": variant, "use_safetensors": None}
+    try:
+        return part.from_pretrained(source, **options)  # type: ignore[attr-defined]
+    except (OSError, ValueError) as error:
+        if options.get("variant"):
+            return _load_part(part, source, subfolder, revision, None)
+        where = "folder" if Path(source).is_dir() else "hub model"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
+
+
+@dataclass
+class StableDiffusion:
+    """The five components of a Stable Diffusion, as loaded; implements `Family`."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: Any
+
+    @classmethod
+    def load(
+        cls, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None
+    ) -> "StableDiffusion":
+        """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
+        pipeline_config = StableDiffusionPipeline.load_config(source, revision=revision)
+        scheduler_name = pipeline_config["scheduler"][1]
+        import diffusers
+
+        scheduler = _load_part(getattr(diffusers, scheduler_name), source, "scheduler", revision, None)
+        if scheduler.config.prediction_type not in PREDICTION_TYPES:
+            raise UserError(
+                f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
+            )
+        vae_source = (vae, "" if not (Path(vae) / "vae").is_dir() else "vae") if vae else (source, "vae")
+        return cls(
+            unet=_load_part(UNet2DConditionModel, source, "unet", revision, variant),
+            vae=_load_part(AutoencoderKL, *vae_source, None if vae else revision, None if vae else variant),
+            text_encoder=_load_part(CLIPTextModel, source, "text_encoder", revision, variant),
+            tokenizer=_load_part(CLIPTokenizer, source, "tokenizer", revision, None),
+            scheduler=scheduler,
+        )
+
+    def __post_init__(self) -> None:
+        schedule = DDPMScheduler.from_config(self.scheduler.config)
+        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.float()
+        self.prediction_type: str = schedule.config.prediction_type
+
+    def parts(self) -> dict[str, nn.Module]:
+        """U-Net, VAE and text encoder."""
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
+        return self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids  # fmt: skip
+
+    def encode_text(self, input_ids: Tensor) -> Tensor:
+        """Hidden states `(B, L, d)` of the last layer, after the final norm."""
+        return self.text_encoder(input_ids)[0]
+
+    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation `(B, C, h, w)` of the posterior, times the VAE's scaling factor, float32."""
+        posterior = self.vae.encode(pixel_values).latent_dist
+        scale = self.vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def default_resolution(self) -> int:
+        """The side of the square images that the U-Net was trained on, in pixels."""
+        return int(self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """The U-Net's prediction `(B, C, h, w)`."""
+        return self.unet(noisy_latents, timesteps, encoder_hidden_states=text).sample
+
+    def pipeline(self, scheduler: Any | None = None) -> StableDiffusionPipeline:
+        """The diffusers pipeline over these networks."""
+        pipe = StableDiffusionPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            scheduler=scheduler or self.scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        return pipe

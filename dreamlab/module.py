@@ -1,0 +1,99 @@
+"""From a batch to its loss: the Lightning module of DreamBooth.
+
+A photo's path: `Batch` -> latents -> noisy latents (diffusion.py) -> the denoiser's prediction -> target
+(diffusion.py) -> instance loss + prior_weight * prior loss (loss.py). Only the trained parts are registered here, so
+checkpoints hold those and no frozen weight.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from dreamlab.data import Batch
+from dreamlab.diffusion import add_noise, min_snr_weights, target
+from dreamlab.loss import Losses, dreambooth_loss
+from dreamlab.models import Family
+from dreamlab.optim import parameter_groups
+from dreamlab.randomness import Use, normal, timesteps
+
+
+class DreamBooth(LightningModule):
+    """Trains `trained`, some parts of `model`, on batches of instance and prior samples."""
+
+    def __init__(
+        self, model: Family, trained: nn.ModuleDict, optimizer: Callable[..., torch.optim.Optimizer], *,
+        lr: float, steps: int, seed: int, prior_weight: float, text_encoder_lr: float | None = None,
+        schedule: str = "constant", warmup: int = 0, min_snr_gamma: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.trained = trained
+        # Held in a tuple, since Lightning would register (and checkpoint) networks found on a plain attribute.
+        self._model = (model,)
+        self._optimizer = optimizer
+        self.lr, self.text_encoder_lr, self.schedule, self.warmup = lr, text_encoder_lr, schedule, warmup
+        self.steps, self.seed, self.prior_weight, self.min_snr_gamma = steps, seed, prior_weight, min_snr_gamma
+        # What callbacks.Metrics reads after each update, and empties
+        self.losses: list[Losses] = []  # of the update's micro-batches, detached
+        self.grad_norm = torch.zeros(())  # before clipping
+        self.rates: dict[str, float] = {}  # learning rates the update was made with
+        self.record: dict[str, float] = {}  # the last update's metrics
+
+    @property
+    def model(self) -> Family:
+        """The whole model, frozen parts included."""
+        return self._model[0]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch, a float32 scalar."""
+        losses = self.loss(batch)
+        self.losses.append(Losses(*(value.detach() for value in losses)))
+        return losses.total
+
+    def loss(self, batch: Batch) -> Losses:
+        """Noise the batch, predict, compare: all random numbers from (seed, update, sample)."""
+        model, latents = self.model, self.latents(batch)
+        noise = self.noise(Use.NOISE, batch, latents)
+        steps = timesteps(
+            self.seed, batch.update, batch.samples, batch.is_prior.tolist(), len(model.alphas_cumprod)
+        ).to(latents.device)
+        noisy_latents = add_noise(latents, noise, steps, model.alphas_cumprod)
+        pred = model.predict(noisy_latents, steps, model.encode_text(batch.input_ids))
+        wanted = target(model.prediction_type, latents, noise, steps, model.alphas_cumprod)
+        weights = None
+        if self.min_snr_gamma is not None:
+            weights = min_snr_weights(model.prediction_type, steps, model.alphas_cumprod, self.min_snr_gamma)
+            weights = weights.to(latents.device)
+        return dreambooth_loss(pred, wanted, batch.is_prior, self.prior_weight, weights)
+
+    def latents(self, batch: Batch) -> Tensor:
+        """A draw from the VAE's posterior `(B, C, h, w)`, float32; moments are encoded here unless they were cached."""
+        with torch.no_grad():
+            mean, std = batch.moments or self.model.encode_images(batch.pixel_values)
+            return mean + std * self.noise(Use.POSTERIOR, batch, mean)
+
+    def noise(self, use: Use, batch: Batch, like: Tensor) -> Tensor:
+        """Standard normal numbers of the shape and device of `like` `(B, C, h, w)`."""
+        drawn = normal(self.seed, use, batch.update, batch.samples, batch.is_prior.tolist(), like.shape[1:])
+        return drawn.to(like.device)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning's hook for a batch that is no dictionary."""
+        return batch.to(device)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over the trained parts, and its schedule stepped once per update."""
+        optimizer = self._optimizer(parameter_groups(self.trained, self.lr, self.text_encoder_lr), lr=self.lr)
+        schedule = get_scheduler(
+            self.schedule, optimizer, num_warmup_steps=self.warmup, num_training_steps=self.steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
+        gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self.rates = {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}

@@ -1,0 +1,25 @@
+"""Libraries that talk too much: their progress bars and hints would hide ours, so they speak up for errors only."""
+
+import logging
+import os
+import warnings
+
+CHATTY = ("bitsandbytes", "diffusers", "transformers", "pytorch_lightning", "lightning.fabric", "lightning.pytorch", "wandb")
+
+
+def quiet_libraries() -> None:
+    """Call before the libraries are used; `DREAMLAB_VERBOSE=1` in the environment leaves them as they are."""
+    if os.environ.get("DREAMLAB_VERBOSE"):
+        return
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|torch\.jit|torch\.utils\._pytree")
+    warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|lr_scheduler\.step).*")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,62 @@
+"""Randomness is a function, not a state.
+
+Every random choice of training is computed from `(seed, update, sample)` and from what it is for, by a
+counter-based generator (Philox4x64, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Nothing
+is carried from one update to the next, so a resumed run, a shorter run and a run with another batch split draw the
+same numbers, and two runs that differ in one knob differ in nothing else. Called by data.py and module.py.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Use(IntEnum):
+    """What a random number is for; each use has a stream of its own."""
+
+    NOISE = 1
+    TIMESTEP = 2
+    POSTERIOR = 3
+    CROP = 4
+    FLIP = 5
+    CHOICE = 6
+
+
+def generator(seed: int, use: Use, update: int, sample: int, is_prior: bool = False) -> np.random.Generator:
+    """A fresh generator for one use of one sample of one update; prior samples have streams apart."""
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, (int(use) << 1) | int(is_prior)], dtype=np.uint64)
+    counter = np.array([0, 0, update, sample], dtype=np.uint64)  # low words count draws, high words name the sample
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def normal(
+    seed: int, use: Use, update: int, samples: Sequence[int], is_prior: Sequence[bool], shape: Sequence[int]
+) -> torch.Tensor:
+    """Standard normal noise `(B, *shape)`, float32 on the CPU, row b being a function of sample b alone."""
+    rows = [
+        generator(seed, use, update, sample, prior).standard_normal(tuple(shape), dtype=np.float32)
+        for sample, prior in zip(samples, is_prior, strict=True)
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def timesteps(
+    seed: int, update: int, samples: Sequence[int], is_prior: Sequence[bool], num_train_timesteps: int
+) -> torch.Tensor:
+    """Timesteps `(B,)` int64, uniform on [0, num_train_timesteps)."""
+    drawn = [
+        int(generator(seed, Use.TIMESTEP, update, sample, prior).integers(num_train_timesteps))
+        for sample, prior in zip(samples, is_prior, strict=True)
+    ]
+    return torch.tensor(drawn, dtype=torch.int64)
+
+
+def choice(seed: int, position: int, size: int, is_prior: bool = False) -> int:
+    """Which of `size` images stands at `position` of an endless sequence of freshly shuffled passes.
+
+    Each pass shows every image once; instance and class images are shuffled independently.
+    """
+    passes, place = divmod(position, size)
+    return int(generator(seed, Use.CHOICE, passes, 0, is_prior).permutation(size)[place])

@@ -1,0 +1,65 @@
+"""What a person sees when a run is over: the grid of before and after, and a short table with where everything is."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from dreamlab.data import list_images, read_photo
+from dreamlab.pictures import grid, read_settings, save_png
+from dreamlab.runs import RunDirectory
+
+
+def sample_updates(run: RunDirectory) -> list[int]:
+    """The updates at which samples were drawn, in order."""
+    return sorted(int(folder.name.removeprefix("update-")) for folder in run.samples.glob("update-*"))
+
+
+def _samples(run: RunDirectory, update: int) -> list[Path]:
+    return list_images(run.samples / f"update-{update:06d}")
+
+
+def draw_grid(run: RunDirectory, path: Path, with_photos: bool = True) -> None:
+    """Write a grid: a row of the subject's photos, then one row of samples per moment."""
+    photos = [Path(photo) for photo in run.read_card().get("photos", [])] if with_photos else []
+    updates = sample_updates(run)
+    first = _samples(run, updates[0])
+    columns = [f"{settings['prompt']} | seed {settings['seed']}" for settings in map(read_settings, first)]
+    rows = [("photos", [_square(read_photo(photo)) for photo in photos if photo.is_file()])] if photos else []
+    for update in updates:
+        label = "base model" if update == 0 else f"after {update} updates"
+        rows.append((label, [Image.open(sample).convert("RGB") for sample in _samples(run, update)]))
+    save_png(grid(rows, columns), path, {"run": str(run.path)})
+
+
+def _square(photo: Image.Image) -> Image.Image:
+    side = min(photo.size)
+    left, top = (photo.width - side) // 2, (photo.height - side) // 2
+    return photo.crop((left, top, left + side, top + side))
+
+
+def summarise(run: RunDirectory) -> None:
+    """Print the run's last numbers and where its files are."""
+    status, tail = run.status(), run.read_metrics()[-20:]
+    table = Table(show_header=False)
+    table.add_row("updates", str(status.get("update", 0)))
+    for key, label in (("train/loss_instance", "instance loss"), ("train/loss_prior", "prior loss")):
+        table.add_row(f"{label}, mean of the last {len(tail)}", f"{_mean(tail, key):.4f}")
+    table.add_row("training speed", f"{_mean(tail, 'perf/images_per_s'):.1f} images/s")
+    table.add_row("peak memory", f"{tail[-1]['perf/peak_gib'] if tail else 0:.2f} GiB")
+    table.add_row("time", f"{status.get('seconds', 0):.0f} s")
+    table.add_section()
+    table.add_row("before and after", str(run.grid))
+    table.add_row("tuned model", str(run.model))
+    table.add_row("metrics", str(run.metrics))
+    table.add_row("draw more", f'python -m dreamlab.sample run={run.path} prompt="..."')
+    # A pipe has no width of its own, and a path that is cut short is of no use
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return sum(row[key] for row in rows) / max(1, len(rows))

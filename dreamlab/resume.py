@@ -1,0 +1,121 @@
+"""Where a run begins: in a new directory, at its own last state, at another run's, or nowhere since it is finished.
+
+A run's directory is named after its signature, so the same command finds the same run again. A state is accepted only
+if everything that decides the weights is the same; `steps` may differ where the schedule does not depend on it.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamlab.checks import Subject
+from dreamlab.config import WITHOUT_EFFECT, Train, signature
+from dreamlab.errors import UserError
+from dreamlab.optim import ignores_steps
+from dreamlab.runs import RunDirectory
+
+# Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
+ONLY_SHOWN = ("prompts", "sampling", "sample_every")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts from; `checkpoint` is None for a fresh run."""
+
+    signature: str
+    checkpoint: Path | None = None
+    update: int = 0
+    is_finished: bool = False
+
+
+def settings_that_matter(config: Train, photos_digest: str) -> dict[str, Any]:
+    """What a checkpoint remembers of its run: every setting that decides the weights, and the photos' hash."""
+    values = {k: v for k, v in asdict(config).items() if k not in (*WITHOUT_EFFECT, *ONLY_SHOWN, "instance_dir")}
+    return {**values, "photos": photos_digest}
+
+
+def open_run(config: Train, subject: Subject) -> tuple[RunDirectory, Start]:
+    """The run's directory and where to start; UserError where the directory holds something else."""
+    own = signature(config, subject.digest)
+    slug = re.sub(r"\W+", "-", f"{config.token}-{config.class_word}")
+    run = RunDirectory(Path(config.out).expanduser() / (config.name or f"{slug}-{own}"))
+    _refuse_if_running(run)
+    if config.resume == "never":
+        run.clear()
+        return run, Start(own)
+    if config.resume != "auto":
+        return run, _continue(config, subject, own, _checkpoint_at(config.resume))
+    status = run.status()
+    if not status:
+        if run.path.is_dir() and any(run.path.iterdir()):
+            raise UserError(f"{run.path} exists and is no run of dreamlab. Choose another name=... or out=...")
+        return run, Start(own)
+    if status.get("signature") != own:
+        raise UserError(
+            f"{run.path} holds a run with other settings or photos. Choose another name=..., or replace that run"
+            " with resume=never."
+        )
+    if status["state"] == "finished":
+        return run, Start(own, is_finished=True)
+    if not run.checkpoint.is_file():
+        return run, Start(own)
+    return run, _continue(config, subject, own, run.checkpoint)
+
+
+def _refuse_if_running(run: RunDirectory) -> None:
+    """Two processes writing one run would ruin it."""
+    status = run.status()
+    if status.get("state") == "running" and status.get("pid") not in (None, os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(status["pid"], 0)
+            raise UserError(f"{run.path} is being trained by process {status['pid']}. Wait for it, or choose name=...")
+
+
+def _checkpoint_at(given: str) -> Path:
+    """The checkpoint file that `resume=<path>` means."""
+    path = Path(given).expanduser()
+    file = RunDirectory(path).checkpoint if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"resume={given}: there is no resume state. Give auto, never, a run directory or a .ckpt file.")
+    return file
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The part of a checkpoint that says which run it is of; nothing is unpickled but tensors and plain containers."""
+    try:
+        about = torch.load(file, map_location="meta", weights_only=True, mmap=True)["dreamlab"]
+    except Exception as error:  # torch raises a different class for each way a file can be broken
+        raise UserError(f"{file} is no readable resume state of dreamlab ({type(error).__name__}).") from None
+    return dict(about)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} ({old} there, {new} now)"
+
+
+def _continue(config: Train, subject: Subject, own: str, file: Path) -> Start:
+    """A start at the state in `file`; UserError where that state belongs to a training that would differ."""
+    about = _read(file)
+    now = settings_that_matter(config, subject.digest)
+    before = dict(about["settings"])
+    if ignores_steps(config.schedule.name):  # the recommended values of the model group decide nothing themselves
+        before["steps"] = now["steps"]
+    for settings in (before, now):
+        settings["model"] = {k: v for k, v in settings["model"].items() if k not in ("lr", "steps", "prompts")}
+    changed = list(_differences(before, now))
+    if changed:
+        raise UserError(f"{file} cannot be continued with these settings: {'; '.join(changed)}. Start over: resume=never.")
+    if about["update"] > config.steps:
+        raise UserError(f"{file} is at update {about['update']} already, past steps={config.steps}.")
+    return Start(own, file, about["update"])

@@ -1,0 +1,172 @@
+"""Drawing images: `python -m dreamlab.sample`, and the one function that every sample of the project comes from.
+
+Image k of a prompt starts from noise made of seed + k alone, on the CPU, so it is the same picture whatever the batch
+size and beside whatever other prompts. Sampling leaves the networks as it found them: dtype, mode, gradients and the
+global random state.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from dreamlab.config import Sample, conf_dir, register_schemas, setting_names
+from dreamlab.errors import UserError, did_you_mean, explained
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from dreamlab.models import Family
+
+# Our name -> diffusers' class and what it needs beside the model's own scheduler config
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn, apart from prompt and seed; height and width in pixels."""
+
+    name: str
+    steps: int
+    guidance: float
+    negative_prompt: str
+    height: int
+    width: int
+
+
+def make_scheduler(name: str, config: Any) -> Any:
+    """diffusers' scheduler for our sampler `name`, on the noise schedule of the model's scheduler `config`."""
+    import diffusers
+
+    class_name, options = SAMPLERS[name]
+    return getattr(diffusers, class_name).from_config(config, **options)
+
+
+@contextlib.contextmanager
+def _resting(model: "Family") -> Iterator[None]:
+    """Every network in eval mode, each module's own mode put back afterwards."""
+    modules = [module for part in model.parts().values() for module in part.modules()]
+    modes = [module.training for module in modules]
+    for part in model.parts().values():
+        part.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def draw(
+    model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
+    device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
+) -> None:  # fmt: skip
+    """Draw `prompts[k]` from `seeds[k]` for every k, `batch_size` at a time, handing each to `on_image(k, image)`."""
+    import torch
+
+    from dreamlab.precision import autocast
+
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
+        pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
+        with _resting(model), torch.no_grad(), autocast(precision, device):
+            images = pipe(
+                prompt=list(prompts[batch]), negative_prompt=[sampler.negative_prompt] * len(prompts[batch]),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
+                num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
+                height=sampler.height, width=sampler.width,
+            ).images  # fmt: skip
+        for offset, image in enumerate(images):
+            on_image(start + offset, image)
+
+
+def _check(settings: Sample) -> None:
+    if settings.sampler not in SAMPLERS:
+        raise UserError(f"sampler={settings.sampler}: unknown sampler.{did_you_mean(settings.sampler, SAMPLERS)}")
+    for key in ("n", "steps", "batch_size", "height", "width"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key}={value}: give a whole number, 1 or more.")
+    for key in ("height", "width"):
+        value = getattr(settings, key)
+        if value is not None and value % 8:
+            raise UserError(f"{key}={value}: give a multiple of 8 pixels.")
+    if not settings.prompt.strip():
+        raise UserError("prompt is empty. Say what to draw: prompt='a photo of a zwx dog'")
+
+
+def sample(settings: Sample) -> Path:
+    """Draw what `settings` ask for; returns the folder of the images and their grid."""
+    _check(settings)
+    from dreamlab.models import load, pick_device
+    from dreamlab.pictures import grid, save_png
+    from dreamlab.precision import check_precision
+    from dreamlab.progress import progress
+
+    check_precision(settings.precision)
+    folder = Path(settings.run).expanduser()
+    source = str(folder / "model") if (folder / "status.json").is_file() else settings.run
+    if source != settings.run and not Path(source).is_dir():
+        raise UserError(f"The run {settings.run} holds no model yet: it has not finished. Resume it by its command.")
+    device = pick_device(settings.device)
+    model = load("stable_diffusion", source)
+    for part in model.parts().values():
+        part.to(device)
+    side = model.default_resolution()
+    sampler = Sampler(
+        settings.sampler, settings.steps, settings.guidance, settings.negative_prompt,
+        settings.height or side, settings.width or side,
+    )  # fmt: skip
+    prompts = [prompt.strip() for prompt in settings.prompt.split("|")]
+    pairs = [(prompt, settings.seed + k) for prompt in prompts for k in range(settings.n)]
+    slug = re.sub(r"\W+", "-", settings.prompt).strip("-")[:60] or "prompt"
+    out = Path(settings.out or (folder if folder.is_dir() and source != settings.run else Path("outputs")) / "samples" / slug)
+    images: list[Image] = []
+    with progress("sampling", len(pairs)) as advance:
+
+        def keep(index: int, image: "Image") -> None:
+            prompt, seed = pairs[index]
+            images.append(image)
+            shown = {"prompt": prompt, "seed": seed, "model": settings.run, **asdict(sampler)}
+            save_png(image, out / f"{index:04d}.png", shown)
+            advance()
+
+        draw(
+            model, [prompt for prompt, _ in pairs], [seed for _, seed in pairs], sampler,
+            device=device, precision=settings.precision, batch_size=settings.batch_size, on_image=keep,
+        )  # fmt: skip
+    rows = [(prompt, images[i * settings.n : (i + 1) * settings.n]) for i, prompt in enumerate(prompts)]
+    columns = [f"seed {settings.seed + k}" for k in range(settings.n)]
+    save_png(grid(rows, columns), out / "grid.png", {"prompt": settings.prompt, "model": settings.run, **asdict(sampler)})
+    print(out / "grid.png")
+    return out
+
+
+@hydra.main(config_path=conf_dir(), config_name="sample", version_base="1.3")
+def _command(raw: DictConfig) -> None:
+    with explained():  # here too: Hydra would print a line of its own first
+        settings: Any = OmegaConf.to_object(raw)
+        sample(settings)
+
+
+def main() -> None:
+    """The console command dreamlab-sample."""
+    register_schemas()
+    with explained(setting_names(Sample)):
+        _command()
+
+
+if __name__ == "__main__":
+    main()
