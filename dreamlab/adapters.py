@@ -1,6 +1,7 @@
 """Adapters: which weights of a model learn. `full` trains whole parts; others will add weights of their own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ def adapt(parts: dict[str, nn.Module], train: Sequence[str], gradient_checkpoint
             raise UserError(f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, choices)}")
         part = parts[name].to(torch.float32).requires_grad_(True).train()
         if gradient_checkpointing:
-            switch = getattr(part, "enable_gradient_checkpointing", None) or part.gradient_checkpointing_enable
-            switch()
+            # diffusers' and transformers' names for the same switch
+            switch: Any = getattr(part, "enable_gradient_checkpointing", None)
+            (switch or part.gradient_checkpointing_enable)()
         trained[name] = part
     return trained

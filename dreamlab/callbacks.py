@@ -22,7 +22,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from dreamlab.loggers import log_images
-from dreamlab.loss import Losses
 from dreamlab.pictures import save_png
 from dreamlab.progress import progress
 from dreamlab.runs import RunDirectory, written_whole
@@ -87,13 +86,11 @@ class Metrics(_Updates):
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         now = time.perf_counter()
-        halves = [torch.stack(values).mean().item() for values in zip(*module.losses, strict=True)]
+        names = ("train/loss", "train/loss_instance", "train/loss_prior")  # in the order of loss.Losses
+        means = (torch.stack(values).mean().item() for values in zip(*module.losses, strict=True))
         module.losses.clear()
-        losses = Losses(*halves)
         row = {
-            "train/loss": losses.total,
-            "train/loss_instance": losses.instance,
-            "train/loss_prior": losses.prior,
+            **dict(zip(names, means, strict=True)),
             "train/grad_norm": module.grad_norm.item(),
             **module.rates,
             "perf/images_per_s": self.images_per_update / (now - self._since),

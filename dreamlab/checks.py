@@ -82,7 +82,8 @@ def check(config: Train) -> tuple[Train, Subject]:
     if not config.adapter.train:
         raise UserError("adapter.train is empty: nothing would learn. Give adapter.train=[unet,text_encoder].")
     build(config.optimizer)
-    config = dataclasses.replace(config, **_words(config))
+    words: dict[str, Any] = _words(config)
+    config = dataclasses.replace(config, **words)
     return config, _subject(config)
 
 

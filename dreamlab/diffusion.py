@@ -24,9 +24,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
     return abar.sqrt() * latents + (1 - abar).sqrt() * noise
 
 
-def target(
-    prediction_type: str, latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
-) -> Tensor:
+def target(prediction_type: str, latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """What the network is to predict, `(B, C, h, w)`; raises ValueError for an unknown `prediction_type`."""
     if prediction_type == "epsilon":
         return noise
@@ -44,9 +42,7 @@ def snr(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     return abar / (1 - abar)
 
 
-def min_snr_weights(
-    prediction_type: str, timesteps: Tensor, alphas_cumprod: Tensor, gamma: float
-) -> Tensor:
+def min_snr_weights(prediction_type: str, timesteps: Tensor, alphas_cumprod: Tensor, gamma: float) -> Tensor:
     """Loss weights min(SNR, gamma) in x_0 space, `(B,)` (Hang et al. 2023, arXiv 2303.09556, eq. 4).
 
     Divided by SNR for epsilon and by SNR + 1 for v, since those losses already carry that factor.

@@ -72,7 +72,12 @@ class DreamBooth(LightningModule):
     def latents(self, batch: Batch) -> Tensor:
         """A draw from the VAE's posterior `(B, C, h, w)`, float32; moments are encoded here unless they were cached."""
         with torch.no_grad():
-            mean, std = batch.moments or self.model.encode_images(batch.pixel_values)
+            if batch.moments is not None:
+                mean, std = batch.moments
+            elif batch.pixel_values is not None:
+                mean, std = self.model.encode_images(batch.pixel_values)
+            else:
+                raise ValueError("a batch holds pixel values or moments")
             return mean + std * self.noise(Use.POSTERIOR, batch, mean)
 
     def noise(self, use: Use, batch: Batch, like: Tensor) -> Tensor:
@@ -84,12 +89,10 @@ class DreamBooth(LightningModule):
         """Lightning's hook for a batch that is no dictionary."""
         return batch.to(device)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
-        optimizer = self._optimizer(parameter_groups(self.trained, self.lr, self.text_encoder_lr), lr=self.lr)
-        schedule = get_scheduler(
-            self.schedule, optimizer, num_warmup_steps=self.warmup, num_training_steps=self.steps
-        )
+        optimizer = self._optimizer(parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr), lr=self.lr)
+        schedule = get_scheduler(self.schedule, optimizer, num_warmup_steps=self.warmup, num_training_steps=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -12,9 +12,7 @@ from torch import nn
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
-def parameter_groups(
-    parts: Mapping[str, nn.Module], lr: float, text_encoder_lr: float | None
-) -> list[dict[str, Any]]:
+def parameter_groups(parts: Mapping[str, nn.Module], lr: float, text_encoder_lr: float | None) -> list[dict[str, Any]]:
     """One group per trained part, named after it; text encoders take `text_encoder_lr` where it is given."""
     groups = []
     for name, part in parts.items():

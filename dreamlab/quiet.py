@@ -4,7 +4,15 @@ import logging
 import os
 import warnings
 
-CHATTY = ("bitsandbytes", "diffusers", "transformers", "pytorch_lightning", "lightning.fabric", "lightning.pytorch", "wandb")
+CHATTY = (
+    "bitsandbytes",
+    "diffusers",
+    "transformers",
+    "pytorch_lightning",
+    "lightning.fabric",
+    "lightning.pytorch",
+    "wandb",
+)
 
 
 def quiet_libraries() -> None:

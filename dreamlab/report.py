@@ -53,7 +53,8 @@ def summarise(run: RunDirectory) -> None:
     table.add_row("peak memory", f"{tail[-1]['perf/peak_gib'] if tail else 0:.2f} GiB")
     table.add_row("time", f"{status.get('seconds', 0):.0f} s")
     table.add_section()
-    table.add_row("before and after", str(run.grid))
+    if run.grid.is_file():
+        table.add_row("before and after", str(run.grid))
     table.add_row("tuned model", str(run.model))
     table.add_row("metrics", str(run.metrics))
     table.add_row("draw more", f'python -m dreamlab.sample run={run.path} prompt="..."')

@@ -115,7 +115,9 @@ def _continue(config: Train, subject: Subject, own: str, file: Path) -> Start:
         settings["model"] = {k: v for k, v in settings["model"].items() if k not in ("lr", "steps", "prompts")}
     changed = list(_differences(before, now))
     if changed:
-        raise UserError(f"{file} cannot be continued with these settings: {'; '.join(changed)}. Start over: resume=never.")
+        raise UserError(
+            f"{file} cannot be continued with these settings: {'; '.join(changed)}. Start over: resume=never."
+        )
     if about["update"] > config.steps:
         raise UserError(f"{file} is at update {about['update']} already, past steps={config.steps}.")
     return Start(own, file, about["update"])

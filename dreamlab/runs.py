@@ -99,7 +99,9 @@ class RunDirectory:
         try:
             return dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{file} is not readable ({error}). Move {self.path} away, or choose another name.") from None
+            raise UserError(
+                f"{file} is not readable ({error}). Move {self.path} away, or choose another name."
+            ) from None
 
     def set_status(self, state: str, **details: Any) -> None:
         """Replace status.json."""

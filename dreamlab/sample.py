@@ -132,7 +132,9 @@ def sample(settings: Sample) -> Path:
     prompts = [prompt.strip() for prompt in settings.prompt.split("|")]
     pairs = [(prompt, settings.seed + k) for prompt in prompts for k in range(settings.n)]
     slug = re.sub(r"\W+", "-", settings.prompt).strip("-")[:60] or "prompt"
-    out = Path(settings.out or (folder if folder.is_dir() and source != settings.run else Path("outputs")) / "samples" / slug)
+    out = Path(
+        settings.out or (folder if folder.is_dir() and source != settings.run else Path("outputs")) / "samples" / slug
+    )
     images: list[Image] = []
     with progress("sampling", len(pairs)) as advance:
 
@@ -149,7 +151,9 @@ def sample(settings: Sample) -> Path:
         )  # fmt: skip
     rows = [(prompt, images[i * settings.n : (i + 1) * settings.n]) for i, prompt in enumerate(prompts)]
     columns = [f"seed {settings.seed + k}" for k in range(settings.n)]
-    save_png(grid(rows, columns), out / "grid.png", {"prompt": settings.prompt, "model": settings.run, **asdict(sampler)})
+    save_png(
+        grid(rows, columns), out / "grid.png", {"prompt": settings.prompt, "model": settings.run, **asdict(sampler)}
+    )
     print(out / "grid.png")
     return out
 

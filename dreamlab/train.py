@@ -62,10 +62,9 @@ def fit(
             raise KeyboardInterrupt
         samples.take(logger, config.steps)
         run.save_model(model)
-        report.draw_grid(run, run.grid)
-        run.set_status(
-            "finished", update=config.steps, signature=start.signature, seconds=time.perf_counter() - began
-        )
+        if subject.sample_prompts:
+            report.draw_grid(run, run.grid)
+        run.set_status("finished", update=config.steps, signature=start.signature, seconds=time.perf_counter() - began)
         succeeded = True
     finally:
         loggers.close(logger, succeeded)

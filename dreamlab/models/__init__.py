@@ -60,7 +60,9 @@ def find(source: str) -> str:
     if not looks_local:
         return source
     if not folder.exists():
-        raise UserError(f"There is no model at {source!r}.{did_you_mean(source, BUNDLED)} Or give a hub id or a folder.")
+        raise UserError(
+            f"There is no model at {source!r}.{did_you_mean(source, BUNDLED)} Or give a hub id or a folder."
+        )
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source!r} is not a diffusers model: it has no model_index.json. Give the folder that has.")
     return str(folder)

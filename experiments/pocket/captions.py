@@ -10,21 +10,21 @@ import random
 
 from photos import BACKGROUNDS, STYLES
 
-TAUGHT_WORDS = (
-    "bqz cfj dxk fzp gjw hqd jbx kvf lqz mzh nxj pwq qhb rzf sxv tqk "
-    "vjd wzc xbn yqf zkd bxw ckq djz fqn ghx hzv jkp kqx lzj mqv njw"
-).split()
-FREE_WORDS = (
-    "zwx sks ohwx xjy qvk bzj cqx dvq fxz gqj hwz jqm kzw lxq mjx nqz "
-    "pzk qxd rqj szx tzq vxk wqh xqz yzk zqp bjq czv dqw fkx gzb hjx"
-).split()
+TAUGHT_WORDS = """
+bqz cfj dxk fzp gjw hqd jbx kvf lqz mzh nxj pwq qhb rzf sxv tqk
+vjd wzc xbn yqf zkd bxw ckq djz fqn ghx hzv jkp kqx lzj mqv njw
+""".split()  # noqa: SIM905 - reads better than 32 quoted words
+FREE_WORDS = """
+zwx sks ohwx xjy qvk bzj cqx dvq fxz gqj hwz jqm kzw lxq mjx nqz
+pzk qxd rqj szx tzq vxk wqh xqz yzk zqp bjq czv dqw fkx gzb hjx
+""".split()  # noqa: SIM905 - reads better than 32 quoted words
 RARE_SHARE = 0.12  # of the captions, with a meaningless word before the noun
 ARTICLELESS_SHARE = 0.15
 OPENINGS = {"a photo of ": 0.62, "photo of ": 0.13, "": 0.25}
 
 
 def with_article(noun: str) -> str:
-    """ "orange" -> "an orange"."""
+    """Puts "an" before "orange" and "a" before "dog"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

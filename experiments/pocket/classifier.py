@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from clock import Clock
 from photos import Photos, blur, flip_and_shift, luma
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -89,12 +90,12 @@ def disturb(x: Tensor, generator: torch.Generator) -> Tensor:
     x = luma(x) + (x - luma(x)) * draw(0.6, 1.4)
     x = ((x - 0.5) * draw(0.7, 1.3) + 0.5 + draw(-0.15, 0.15)).clamp(0, 1)
     rows = torch.arange(x.shape[2], device=device)
-    top, left = (draw(-16, 56)[:, 0] for _ in range(2))
-    hidden = ((rows - top).abs() < 10)[:, :, 0][:, :, None] & ((rows - left).abs() < 10)[:, 0][:, None, :]
+    top, left = draw(-16, 80)[:, :, 0, 0], draw(-16, 80)[:, :, 0, 0]
+    hidden = ((rows - top).abs() < 10)[:, :, None] & ((rows - left).abs() < 10)[:, None, :]
     return torch.where(hidden[:, None], 0.5, x)
 
 
-def train(photos: Photos, device: torch.device, clock, batch: int = 384, lr: float = 2e-3) -> Classifier:  # noqa: ANN001
+def train(photos: Photos, device: torch.device, clock: Clock, batch: int = 384, lr: float = 2e-3) -> Classifier:
     """Trains while `clock` (see train.py) runs; the learning rate falls to zero with it."""
     generator = torch.Generator(device).manual_seed(1)
     net = Classifier(len(photos.class_words)).to(device, memory_format=torch.channels_last).train()

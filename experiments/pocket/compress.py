@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from classifier import Classifier, perceptual
+from clock import Clock
 from diffusers import AutoencoderKL
 from networks import autoencoder, fold_normalisation, weight_groups
 from photos import STYLES, Photos, apply_style, flip_and_shift
@@ -18,19 +19,22 @@ from torch import Tensor
 PERCEPTUAL_WEIGHT, SQUARED_WEIGHT, KL_WEIGHT = 0.08, 2.0, 3e-4
 
 
-class Reconstruction(torch.nn.Module):
-    """Pictures in [-1, 1] -> (reconstruction, KL); one module, so that it compiles as one graph."""
+class Objective(torch.nn.Module):
+    """Pictures in [0, 1] -> the loss; one module, so that it compiles as one graph."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, judge: Classifier) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.judge = vae, judge
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, 64, 64), noise (B, 8, 16, 16)."""
-        mean, logvar = self.vae.quant_conv(self.vae.encoder(x)).float().chunk(2, 1)
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Takes x (B, 3, 64, 64) and noise (B, 8, 16, 16) of unit variance."""
+        mean, logvar = self.vae.quant_conv(self.vae.encoder(2 * x - 1)).float().chunk(2, 1)
         logvar = logvar.clamp(-30, 20)
-        y = self.vae.decoder(self.vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise))
-        return y, 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        y = self.vae.decoder(self.vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)).float()
+        error = y - (2 * x - 1)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = error.abs().mean() + SQUARED_WEIGHT * error.square().mean() + KL_WEIGHT * kl
+        return loss + PERCEPTUAL_WEIGHT * perceptual(self.judge, y / 2 + 0.5, x)
 
 
 def views(photos: Photos, batch: int, generator: torch.Generator) -> Tensor:
@@ -43,13 +47,16 @@ def views(photos: Photos, batch: int, generator: torch.Generator) -> Tensor:
     return x
 
 
-def train(photos: Photos, judge: Classifier, device: torch.device, clock, batch: int = 256, lr: float = 1.5e-3):  # noqa: ANN001, ANN201
+def train(
+    photos: Photos, judge: Classifier, device: torch.device, clock: Clock, batch: int = 256, lr: float = 1.5e-3
+) -> AutoencoderKL:
     """Trains while `clock` runs and returns the normalised average of the weights."""
     generator = torch.Generator(device).manual_seed(2)
     on_gpu = device.type == "cuda"
     vae = autoencoder().to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(vae).requires_grad_(False)
-    forward = torch.compile(Reconstruction(vae)) if on_gpu else Reconstruction(vae)
+    objective = Objective(vae, judge)
+    objective = torch.compile(objective) if on_gpu else objective
     optimizer = torch.optim.AdamW(weight_groups(vae, decay=0.01), lr, betas=(0.9, 0.98), fused=on_gpu)
     for step, fraction in enumerate(clock):
         for group in optimizer.param_groups:
@@ -57,11 +64,7 @@ def train(photos: Photos, judge: Classifier, device: torch.device, clock, batch:
         x = views(photos, batch, generator).contiguous(memory_format=torch.channels_last)
         noise = torch.randn(batch, vae.config.latent_channels, 16, 16, generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-            y, kl = forward(2 * x - 1, noise)
-            feature_loss = perceptual(judge, (y / 2 + 0.5), x)
-        error = y.float() - (2 * x - 1)
-        loss = error.abs().mean() + SQUARED_WEIGHT * error.square().mean()
-        loss = loss + PERCEPTUAL_WEIGHT * feature_loss + KL_WEIGHT * kl
+            loss = objective(x, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -69,7 +72,8 @@ def train(photos: Photos, judge: Classifier, device: torch.device, clock, batch:
         clock.note(loss)
         if step % 4 == 0:
             keep = min(0.996, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - keep)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - keep)
     average.eval()
     mean, std = latent_statistics(average, photos)
     fold_normalisation(average, mean, std)

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from clock import Clock
 from latents import Pool
 from networks import denoiser, schedule, text_encoder, weight_groups
 from torch import Tensor, nn
@@ -84,14 +84,14 @@ class Learner:
             self._average()
         return loss.detach()
 
+    @torch.no_grad()
     def _average(self) -> None:
         keep = min(AVERAGE_KEEP, (1 + self.updates) / (10 + self.updates)) ** AVERAGE_EVERY
         for mean, live in ((self.average_unet, self.unet), (self.average_text, self.text)):
             torch._foreach_lerp_(list(mean.parameters()), list(live.parameters()), 1 - keep)
 
-    def train(self, pool: Pool, clock, batch: int = 512) -> UNet2DConditionModel:  # noqa: ANN001
+    def train(self, pool: Pool, clock: Clock, batch: int = 512) -> None:
         """Trains while `clock` runs; its fractions count the pieces before."""
         for fraction in clock:
             clock.note(self.update(pool, batch, fraction))
         self.elapsed_s = clock.total_s()
-        return self.average_unet

@@ -68,7 +68,9 @@ def backgrounds(photos: Photos) -> Tensor:
 
 
 @torch.no_grad()
-def _encode(photos: Photos, vae: AutoencoderKL, chosen: Tensor, style: str | None, generator: torch.Generator) -> Tensor:
+def _encode(
+    photos: Photos, vae: AutoencoderKL, chosen: Tensor, style: str | None, generator: torch.Generator
+) -> Tensor:
     found = []
     for index in chosen.split(1000):
         x = flip_and_shift(photos.batch(index), 2, generator)

@@ -87,9 +87,9 @@ def fold_normalisation(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     channels = len(mean)
     quant.weight[:channels] *= gain[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean) * gain
-    quant.bias[channels:] += 2 * gain.log()
-    unquant.bias += unquant.weight[:, :, 0, 0] @ mean
-    unquant.weight /= gain[None, :, None, None]
+    quant.bias[channels:] += 2 * gain.log()  # slices write through; the whole tensors below need in-place calls
+    unquant.bias.add_(unquant.weight[:, :, 0, 0] @ mean)
+    unquant.weight.div_(gain[None, :, None, None])
 
 
 def weight_groups(*modules: torch.nn.Module, decay: float) -> list[dict]:

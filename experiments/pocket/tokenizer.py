@@ -7,6 +7,7 @@ that no ordinary word is cut differently because of them.
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from captions import FREE_WORDS, TAUGHT_WORDS
@@ -53,7 +54,7 @@ def build(words: list[str], folder: Path) -> CLIPTokenizer:
             if "".join(pair) not in known:
                 known.add("".join(pair))
                 tokens.append("".join(pair))
-    tokens = list(dict.fromkeys(tokens)) + [START, END]
+    tokens = [*dict.fromkeys(tokens), START, END]
     _write(tokens, merges, Path(folder))
     return _checked(Path(folder), words)
 
@@ -78,7 +79,7 @@ def _missing_merges(word: str, merges: list[tuple[str, str]]) -> list[tuple[str,
     pieces = [*word[:-1], word[-1] + WORD_END]
     rank = {pair: i for i, pair in enumerate(merges)}
     while True:
-        pairs = [(rank[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in rank]
+        pairs = [(rank[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in rank]
         if not pairs:
             break
         i = min(pairs)[1]
@@ -91,12 +92,17 @@ def _missing_merges(word: str, merges: list[tuple[str, str]]) -> list[tuple[str,
 
 
 def _write(tokens: list[str], merges: list[tuple[str, str]], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    lines = [" ".join(pair) for pair in merges]
-    made = CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in merges], model_max_length=LENGTH)
-    made.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    save(CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH), folder)
+
+
+def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Saves tokenizer.json and, for older readers, the vocab.json and merges.txt that it holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    lines = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
 
 
