@@ -7,15 +7,17 @@ when the machine's time is up, however fast the machine.
 """
 
 import copy
+import json
 import math
 from pathlib import Path
 
 import torch
 from clock import Clock
+from diffusers import UNet2DConditionModel
 from latents import Pool
 from networks import denoiser, schedule, text_encoder, weight_groups
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 LR, EMPTY_SHARE, GAMMA, AVERAGE_KEEP, AVERAGE_EVERY = 8e-4, 0.1, 5.0, 0.9995, 4
 
@@ -34,7 +36,7 @@ class Learner:
         self.generator = torch.Generator(device).manual_seed(5)
         self.alphas_cumprod = schedule().alphas_cumprod.to(device)
         self.forward = torch.compile(self.unet) if self.on_gpu else self.unet
-        self.updates, self.elapsed_s = 0, 0.0
+        self.updates, self.elapsed_s, self.warm_from = 0, 0.0, 0
 
     @property
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -56,6 +58,18 @@ class Learner:
         self.generator.set_state(state["generator"].cpu())
         self.updates, self.elapsed_s = state["updates"], state["elapsed_s"]
 
+    def start(self, pocket: Path, log: Path) -> None:
+        """Continues from the averaged weights of an export and its log; the optimizer starts afresh, warming up."""
+        unet = UNet2DConditionModel.from_pretrained(pocket / "unet").state_dict()
+        text = CLIPTextModel.from_pretrained(pocket / "text_encoder", dtype=torch.float32).state_dict()
+        for part, weights in ((self.unet, unet), (self.text, text)):
+            part.load_state_dict(weights)
+        for part, weights in ((self.average_unet, unet), (self.average_text, text)):
+            part.load_state_dict(weights)
+        rows = [row for row in map(json.loads, log.read_text().splitlines()) if row["stage"] == "denoise"]
+        self.updates = self.warm_from = rows[-1]["step"]
+        self.elapsed_s = rows[-1]["elapsed_s"]
+
     def loss(self, latents: Tensor, token_ids: Tensor) -> Tensor:
         """Mean over the batch of w(snr) |v - v_hat|^2, in float32."""
         timesteps = torch.randint(0, 1000, (len(latents),), generator=self.generator, device=self.device)
@@ -73,7 +87,7 @@ class Learner:
     def update(self, pool: Pool, batch: int, fraction: float) -> Tensor:
         """One optimizer update at `fraction` of the schedule; returns the loss without waiting for it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = LR * min(1, self.updates / 500) * 0.5 * (1 + math.cos(math.pi * min(1, fraction)))
+            group["lr"] = LR * min(1, (1 + self.updates - self.warm_from) / 500) * 0.5 * (1 + math.cos(math.pi * min(1, fraction)))
         loss = self.loss(*pool.draw(batch, EMPTY_SHARE, self.generator))
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text.parameters()], 1.0)

@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--classifier-s", type=float, default=65.0)
     parser.add_argument("--vae-s", type=float, default=210.0)
     parser.add_argument("--unet-s", type=float, default=640.0, help="planned time of the denoiser over all pieces")
+    parser.add_argument("--start", type=Path, help="an exported pocket to continue from when the state is lost")
     parser.add_argument("--finish", action="store_true", help="the last piece: the schedule ends with it")
     parser.add_argument("--limit", type=int, help="photos per fine name (smoke tests)")
     parser.add_argument("--pool-scale", type=float, default=1.0, help="fewer latents (smoke tests)")
@@ -60,7 +61,8 @@ def main() -> None:
     torch.manual_seed(0)
     if args.warm:
         return warm(args, device)
-    helper = warm_in_background(args) if device.type == "cuda" and not (args.state / "pool.pt").exists() else None
+    is_first = not (args.state / "pool.pt").exists() and not args.start
+    helper = warm_in_background(args) if device.type == "cuda" and is_first else None
     train_photos = photos.read(args.photos / "train", args.limit).to(device)
     tokenizer = tokens.build(every_word(train_photos.fine_names + train_photos.class_words), args.state / "tokenizer")
     judge = the_classifier(args, train_photos, device)
@@ -71,6 +73,8 @@ def main() -> None:
     learner = denoise.Learner(tokenizer, device)
     if (args.state / "learner.pt").exists():
         learner.load(args.state / "learner.pt")
+    elif args.start:
+        learner.start(args.start, args.state / "log.jsonl")
     left_s = 60 * args.minutes - (time.monotonic() - start) - EXPORT_S
     plan_s = learner.elapsed_s + left_s if args.finish else args.unet_s
     clock = clock_of(args, "denoise", max(0.0, min(left_s, plan_s - learner.elapsed_s)), learner.elapsed_s, plan_s)
