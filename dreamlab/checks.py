@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from dreamlab import prompts
@@ -20,11 +21,14 @@ from dreamlab.demo import demo_photos
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
 from dreamlab.models import find, pick_device
-from dreamlab.optim import SCHEDULES
+from dreamlab.optim import SCHEDULES, ignores_steps
 from dreamlab.precision import check_precision
+from dreamlab.prior import own_images
+from dreamlab.runs import cache_dir
 from dreamlab.sample import SAMPLERS
 
 WHOLE = (lambda value: value >= 1, "give a whole number, 1 or more")
+SOME = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
 COUNT = (lambda value: value >= 0, "give 0 or a whole number above")
 RATE = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
 WEIGHT = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
@@ -33,7 +37,7 @@ OPTIONAL_RATE = (lambda value: value is None or RATE[0](value), "give a number a
 PIXELS = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
 NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": RATE, "text_encoder_lr": OPTIONAL_RATE, "steps": WHOLE, "batch_size": WHOLE, "accumulate": WHOLE,
-    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": WHOLE, "resolution": PIXELS, "max_grad_norm": RATE,
+    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": SOME, "resolution": PIXELS, "max_grad_norm": RATE,
     "sample_every": OPTIONAL_WHOLE, "save_every": OPTIONAL_WHOLE, "schedule.warmup": COUNT, "prior.steps": WHOLE,
     "prior.guidance": WEIGHT, "prior.batch_size": WHOLE, "prior.seed": COUNT, "sampling.steps": WHOLE,
     "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
@@ -43,6 +47,7 @@ CHOICES = {
     "schedule.name": SCHEDULES, "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
     "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS), "sampling.sampler": tuple(SAMPLERS),
 }  # fmt: skip
+TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def _value(config: Train, key: str) -> Any:
 
 def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
+    _refuse_added_keys(config)
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")
@@ -72,19 +78,75 @@ def check(config: Train) -> tuple[Train, Subject]:
         if _value(config, key) not in choices:
             value = str(_value(config, key))
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
+    _parts(config)
     check_precision(config.precision)
     pick_device(config.device)
     find(config.model.source)
     if config.model.vae:
         find(config.model.vae)
-    if config.schedule.name == "constant" and config.schedule.warmup:
-        raise UserError("schedule=constant has no warmup. Use schedule=constant_with_warmup, or schedule.warmup=0.")
-    if not config.adapter.train:
-        raise UserError("adapter.train is empty: nothing would learn. Give adapter.train=[unet,text_encoder].")
-    build(config.optimizer)
+    _schedule(config)
+    _optimizer(config)
     words: dict[str, Any] = _words(config)
     config = dataclasses.replace(config, **words)
-    return config, _subject(config)
+    subject = _subject(config)
+    if config.class_dir and config.prior_weight > 0:
+        own_images(Path(config.class_dir).expanduser())
+    _make_folder("out", Path(config.out).expanduser())
+    _make_folder("cache_dir", cache_dir(config.cache_dir))
+    return config, subject
+
+
+def _refuse_added_keys(node: Any, prefix: str = "") -> None:
+    """Hydra lets +key=value add anything to any group; nobody would read it."""
+    known = {item.name for item in dataclasses.fields(node)}
+    for key, value in vars(node).items():
+        if key not in known:
+            raise UserError(f"There is no setting called {prefix + key!r}.{did_you_mean(key, known)}")
+        if dataclasses.is_dataclass(value):
+            _refuse_added_keys(value, f"{prefix}{key}.")
+
+
+def _parts(config: Train) -> None:
+    """The model's family, and which of its parts are to learn."""
+    family, train = config.model.family, config.adapter.train
+    if family not in TRAINABLE:
+        raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, TRAINABLE)}")
+    if not train:
+        raise UserError("adapter.train is empty: nothing would learn. Give adapter.train=[unet,text_encoder].")
+    for name in train:
+        if name not in TRAINABLE[family]:
+            raise UserError(
+                f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, TRAINABLE[family])}"
+            )
+
+
+def _schedule(config: Train) -> None:
+    """Schedules and warmups that fit together."""
+    name, warmup = config.schedule.name, config.schedule.warmup
+    if name == "constant" and warmup:
+        raise UserError("schedule=constant has no warmup. Use schedule=constant_with_warmup, or schedule.warmup=0.")
+    if not ignores_steps(name) and warmup >= config.steps:
+        raise UserError(
+            f"schedule.warmup={warmup} leaves none of steps={config.steps} for schedule={name} to fall in:"
+            " give a smaller warmup or more steps."
+        )
+
+
+def _optimizer(config: Train) -> None:
+    """The optimizer, tried on one number: what its arguments may be, only it knows."""
+    make = build(config.optimizer)
+    try:
+        make([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
+    except (TypeError, ValueError, AssertionError) as error:
+        given = {key: value for key, value in config.optimizer.items() if key != "_target_"}
+        raise UserError(f"{config.optimizer['_target_']} refuses {given}: {error}. Change optimizer.<name>.") from None
+
+
+def _make_folder(key: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={folder} cannot be a folder ({error.strerror}). Choose another place.") from None
 
 
 def _words(config: Train) -> dict[str, str]:
@@ -106,6 +168,7 @@ def _words(config: Train) -> dict[str, str]:
     for key, prompt in given.items():
         if prompt is not None and not prompt.strip():
             raise UserError(f"{key} is empty. Leave it out to have it made from token and class_word.")
+        given[key] = prompt and prompts.fill(prompt, token, class_word)
     return {
         "token": token,
         "class_word": class_word,

@@ -39,10 +39,17 @@ def read_photo(path: Path) -> Image.Image:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image).convert("RGB")
-        if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # a plain convert would clip, not scale
-            values = np.asarray(image, dtype=np.float32)
-            image = Image.fromarray((values / max(float(values.max()), 1.0) * 255).astype(np.uint8))
+        if image.mode == "F" or image.mode.startswith("I"):  # a plain convert would clip, not scale
+            image = _to_8_bit(image)
         return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """A 16-bit, 32-bit or float grey image as mode L; white is 65535 or, for floats, 1 or 255 if that is enough."""
+    values = np.asarray(image, dtype=np.float32)
+    peak = float(values.max())
+    white = next((white for white in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= white), peak)
+    return Image.fromarray(np.rint((values / white).clip(0, 1) * 255).astype(np.uint8))
 
 
 def digest(paths: Sequence[Path]) -> str:

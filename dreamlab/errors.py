@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -20,12 +20,16 @@ class UserError(Exception):
     """Something the person who typed the command can mend; the message is a sentence with the remedy."""
 
 
+class AlreadyTold(Exception):
+    """A member of a sweep failed and its sentence is on stderr; the other members go on."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of an error sentence: the nearest choice where one is near, and all the choices where they are few."""
     known = sorted(set(choices))
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not near:  # `learning_rate` is nearer to `optimizer.lr` by its last part than by the whole
-        near = [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    # The right name in the wrong group, such as optimizer.lr, is nearer to lr than to any other key
+    near = sorted((key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]), key=len)
+    near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listing = f" Choices: {', '.join(known)}." if len(known) <= 24 else ""
     return hint + listing
@@ -37,6 +41,8 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"There is no {group or 'config'} called {choice!r}.{did_you_mean(choice, error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read: write key=value, and quotes around a value with spaces or brackets."
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in", text)
     if unknown:
         key = next(group for group in unknown.groups() if group)
@@ -50,16 +56,21 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def explained(keys: Iterable[str] = ()) -> Iterator[None]:
+def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None]:
     """Turn every foreseeable failure inside into one sentence on stderr and a non-zero exit code.
 
-    `keys` are the setting names that a mistyped one is compared with.
+    `keys` are the setting names that a mistyped one is compared with. A member `in_sweep` doesn't end the process:
+    it raises AlreadyTold, which Hydra keeps until the other members have run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own summary and exit; we print ours
     try:
         yield
     except UserError as error:
         print(f"dreamlab: {error}", file=sys.stderr)
+        if in_sweep:
+            raise AlreadyTold from None
+        sys.exit(2)
+    except AlreadyTold:
         sys.exit(2)
     except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, HydraException) as error:
         print(f"dreamlab: {_translate(error, keys)}", file=sys.stderr)

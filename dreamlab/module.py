@@ -91,7 +91,9 @@ class DreamBooth(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
-        optimizer = self._optimizer(parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr), lr=self.lr)
+        optimizer = self._optimizer(
+            parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr), lr=self.lr
+        )
         schedule = get_scheduler(self.schedule, optimizer, num_warmup_steps=self.warmup, num_training_steps=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

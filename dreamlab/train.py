@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.config import Train, conf_dir, register_schemas, setting_names
@@ -72,7 +74,8 @@ def fit(
 
 @hydra.main(config_path=conf_dir(), config_name="train", version_base="1.3")
 def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    with explained(in_sweep=in_sweep):  # here too: Hydra would print a line of its own first
         config: Any = OmegaConf.to_object(raw)
         run = train(config)
         from dreamlab.report import summarise

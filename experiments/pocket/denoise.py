@@ -87,7 +87,12 @@ class Learner:
     def update(self, pool: Pool, batch: int, fraction: float) -> Tensor:
         """One optimizer update at `fraction` of the schedule; returns the loss without waiting for it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = LR * min(1, (1 + self.updates - self.warm_from) / 500) * 0.5 * (1 + math.cos(math.pi * min(1, fraction)))
+            group["lr"] = (
+                LR
+                * min(1, (1 + self.updates - self.warm_from) / 500)
+                * 0.5
+                * (1 + math.cos(math.pi * min(1, fraction)))
+            )
         loss = self.loss(*pool.draw(batch, EMPTY_SHARE, self.generator))
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text.parameters()], 1.0)
