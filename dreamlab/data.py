@@ -61,7 +61,7 @@ def digest(paths: Sequence[Path]) -> str:
 
 
 def crop(image: Image.Image, resolution: int, offset: tuple[float, float] = (0.5, 0.5), flip: bool = False) -> Tensor:
-    """A square crop `(3, resolution, resolution)` in [-1, 1]: shorter side scaled to fit, `offset` in [0, 1] along x, y."""
+    """A square crop `(3, resolution, resolution)` in [-1, 1]; shorter side scaled to fit, `offset` in [0, 1] of x, y."""
     scale = resolution / min(image.size)
     width, height = (max(resolution, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -142,16 +142,18 @@ class TrainingData(IterableDataset[Batch]):
         """Micro-batch `micro` of `update`: `batch_size` samples of each set."""
         samples = list(range(micro * self.batch_size, (micro + 1) * self.batch_size))
         per_update = self.batch_size * self.accumulate
-        drawn, ids, is_prior = [], [], []
+        drawn: list[Tensor | Moments] = []
+        ids, is_prior = [], []
         for images in self.sets:
             for sample in samples:
                 drawn.append(images.draw(self.seed, update, sample, update * per_update + sample))
                 ids.append(images.input_ids)
                 is_prior.append(images.is_prior)
         batch = Batch(torch.stack(ids), torch.tensor(is_prior), update, samples * len(self.sets))
-        if isinstance(drawn[0], Tensor):
-            batch.pixel_values = torch.stack(drawn)
+        pixels = [one for one in drawn if isinstance(one, Tensor)]
+        moments = [one for one in drawn if not isinstance(one, Tensor)]
+        if pixels:
+            batch.pixel_values = torch.stack(pixels)
         else:
-            means, stds = zip(*drawn, strict=True)
-            batch.moments = (torch.stack(means), torch.stack(stds))
+            batch.moments = (torch.stack([mean for mean, _ in moments]), torch.stack([std for _, std in moments]))
         return batch

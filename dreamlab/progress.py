@@ -1,4 +1,7 @@
-"""Progress bars with an ETA, one look for class images, training and sampling; lines, not bars, where stderr is a file."""
+"""Progress bars with an ETA, one look for class images, training and sampling.
+
+Where stderr is a file they are lines, not bars.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -47,7 +47,7 @@ class Sampler:
 
 
 def make_scheduler(name: str, config: Any) -> Any:
-    """diffusers' scheduler for our sampler `name`, on the noise schedule of the model's scheduler `config`."""
+    """Diffusers' scheduler for our sampler `name`, on the noise schedule of the model's scheduler `config`."""
     import diffusers
 
     class_name, options = SAMPLERS[name]

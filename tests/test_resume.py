@@ -74,9 +74,7 @@ def test_after_a_kill_the_same_command_ends_at_the_same_weights(
     train_run(*LONG)
     assert run.status()["state"] == "finished"
     assert [row["update"] for row in run.read_metrics()] == list(range(1, STEPS + 1))
-    losses, wanted = (
-        [row["train/loss"] for row in one.read_metrics()] for one in (run, uninterrupted)
-    )
+    losses, wanted = ([row["train/loss"] for row in one.read_metrics()] for one in (run, uninterrupted))
     assert losses == wanted
     assert are_identical(weights_of(run), weights_of(uninterrupted))
 
@@ -114,7 +112,7 @@ def test_another_learning_rate_is_refused_by_name_and_value(train_run: TrainRun)
     run = train_run("name=first")
     with pytest.raises(UserError, match=r"lr \(5e-05 there, 0\.001 now\).*resume=never"):
         train_run("steps=4", "name=second", "lr=1e-3", f"resume={run.path}")
-    with pytest.raises(UserError, match="other settings or photos.*resume=never"):
+    with pytest.raises(UserError, match=r"other settings or photos.*resume=never"):
         train_run("name=first", "lr=1e-3")
 
 

@@ -99,7 +99,7 @@ def test_a_run_is_the_plain_training_loop(settings: Settings, train_run: TrainRu
     overrides = ("data.crop=random", "steps=3", "accumulate=2", "max_grad_norm=0.5")
     run = train_run(*overrides)
     config = settings(*overrides)
-    model, sets, module, prompts = prepared(config)
+    model, sets, _module, prompts = prepared(config)
     weights = [*model.parts()["unet"].parameters(), *model.parts()["text_encoder"].parameters()]
     optimizer = torch.optim.AdamW(weights, lr=5e-5, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
     batches = iter(assemble.batches(config, sets, open_run(*check(config))[1]))

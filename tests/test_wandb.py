@@ -1,7 +1,13 @@
-"""An offline W&B run, read back with W&B's own reader: what it must hold, and what it must not."""
+"""An offline W&B run, read back through W&B's own record schema: what it must hold, and what it must not.
+
+W&B's Python reader of `.wandb` files went when its core moved to Go; the framing that it read, a LevelDB log, is
+undone here, and each record is parsed by W&B's own protobuf class.
+"""
 
 import json
 import math
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +15,6 @@ from typing import Any
 import pytest
 from conftest import start_command
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.internal.datastore import DataStore
 
 from dreamlab.runs import RunDirectory
 
@@ -17,13 +22,23 @@ KEY, TOKEN = "0123456789abcdef0123456789abcdef01234567", "hf_ThisIsNoTokenButLoo
 
 
 def records(file: Path) -> Iterator[Any]:
-    """Every record of a .wandb file."""
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        yield record
+    """Every record of a .wandb file: a 7-byte header, then 32 KiB blocks of (crc, length, type, payload) chunks."""
+    data, at, whole = file.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:  # too little for a chunk's header: the rest of the block is padding
+            at += left
+            continue
+        crc, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        payload = data[at + 7 : at + 7 + length]
+        assert crc == zlib.crc32(bytes([kind]) + payload), "a damaged record"
+        at, whole = at + 7 + length, whole + payload
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
 
 
 def values(items: Any) -> dict[str, Any]:
