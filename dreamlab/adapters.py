@@ -20,10 +20,10 @@ def adapt(parts: dict[str, nn.Module], train: Sequence[str], gradient_checkpoint
         if name not in parts or name == "vae":
             choices = [key for key in parts if key != "vae"]
             raise UserError(f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, choices)}")
-        part = parts[name].to(torch.float32).requires_grad_(True).train()
+        part: Any = parts[name].to(torch.float32).requires_grad_(True).train()
         if gradient_checkpointing:
             # diffusers' and transformers' names for the same switch
-            switch: Any = getattr(part, "enable_gradient_checkpointing", None)
+            switch = getattr(part, "enable_gradient_checkpointing", None)
             (switch or part.gradient_checkpointing_enable)()
         trained[name] = part
     return trained

@@ -99,10 +99,14 @@ def samples(config: Train, subject: Subject, run: RunDirectory, model: Family) -
     return callbacks.Samples(run, subject.sample_prompts, seeds, config.sample_every, draw_samples)
 
 
-def logger(config: Train, run: RunDirectory) -> Logger | None:
-    """The logger of this run."""
+def logger(config: Train, subject: Subject, run: RunDirectory) -> Logger | None:
+    """The logger of this run, already told the settings and the prompts."""
     chosen = config.logger
-    return loggers.make_logger(chosen.kind, run.path, run.path.name, chosen.project, chosen.mode)
+    made = loggers.make_logger(chosen.kind, run.path, run.path.name, chosen.project, chosen.mode)
+    if made is not None:
+        words = {"instance_prompt": subject.instance_prompt, "class_prompt": subject.class_prompt}
+        made.log_hyperparams({**asdict(config), **words})
+    return made
 
 
 def module(config: Train, model: Family) -> DreamBooth:

@@ -1,4 +1,4 @@
-"""Where metrics and samples go besides metrics.jsonl: W&B (offline without an API key), CSV, TensorBoard, or nowhere."""
+"""Where metrics and samples go besides metrics.jsonl: W&B (offline without a key), CSV, TensorBoard, or nowhere."""
 
 import netrc
 import os

@@ -13,7 +13,7 @@ from dreamlab.runs import written_whole
 
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a PNG whose `dreamlab` text chunk holds `settings` as JSON; `parameters` repeats them for A1111's reader."""
+    """Write a PNG whose `dreamlab` chunk holds `settings` as JSON; `parameters` repeats them for A1111's reader."""
     info = PngInfo()
     info.add_itxt("dreamlab", json.dumps(dict(settings), ensure_ascii=False))
     shown = ", ".join(f"{key}: {value}" for key, value in settings.items() if key not in ("prompt", "negative_prompt"))

@@ -71,7 +71,7 @@ def class_images(
     model: Family, prompt: str, count: int, sampler: Sampler, seed: int, *,
     cache_dir: Path, own: Sequence[Path], device: torch.device, precision: str, batch_size: int,
 ) -> list[Path]:  # fmt: skip
-    """`count` class images, the person's `own` ones first; the missing ones are drawn by `model`, which must be untouched."""
+    """`count` class images, the person's `own` ones first; the rest are drawn by `model`, which must be untouched."""
     if len(own) >= count:
         return list(own[:count])
     recipe = {"weights": fingerprint(model), "prompt": prompt, "seed": seed, "precision": precision, **asdict(sampler)}

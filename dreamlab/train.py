@@ -49,7 +49,7 @@ def fit(
     from dreamlab import assemble, loggers, report
 
     began, succeeded = time.perf_counter(), False
-    logger = assemble.logger(config, run)
+    logger = assemble.logger(config, subject, run)
     try:
         samples = assemble.samples(config, subject, run, model)
         if not samples.is_taken(0):

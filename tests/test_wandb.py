@@ -79,11 +79,11 @@ def test_both_losses_of_every_update_are_logged(run: RunDirectory, logged: list[
 @pytest.mark.slow
 def test_samples_of_before_and_after_are_logged_with_captions(run: RunDirectory, logged: list[Any]) -> None:
     rows = [values(record.history.item) for record in logged if record.WhichOneof("record_type") == "history"]
-    shown = [row["samples"] for row in rows if "samples" in row]
-    assert [entry["_type"] for entry in shown] == ["images/separated"] * 2
-    assert shown[0]["captions"] == ["a photo of a zwx dog | seed 52362"]
-    for entry in shown:
-        (file,) = run.path.glob(f"wandb/offline-run-*/files/{entry['filenames'][0]}")
+    shown = [row for row in rows if "samples.filenames" in row]
+    assert [row["samples._type"] for row in shown] == ["images/separated"] * 2
+    assert shown[0]["samples.captions"] == ["a photo of a zwx dog | seed 52362"]
+    for row in shown:
+        (file,) = run.path.glob(f"wandb/offline-run-*/files/{row['samples.filenames'][0]}")
         assert file.read_bytes().startswith(b"\x89PNG")
 
 

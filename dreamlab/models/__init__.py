@@ -35,7 +35,7 @@ class Family(Protocol):
         ...
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation `(B, C, h, w)` of scaled latents, from pixels `(B, 3, H, W)` in [-1, 1]."""
+        """Posterior mean and deviation `(B, C, h, w)` of scaled latents, from pixels `(B, 3, H, W)` in [-1, 1]."""
         ...
 
     def default_resolution(self) -> int:

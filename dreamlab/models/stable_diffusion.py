@@ -19,7 +19,7 @@ from dreamlab.errors import UserError
 
 
 def _load_part(part: type, source: str, subfolder: str, revision: str | None, variant: str | None) -> Any:
-    """One component of a diffusers folder, networks in float32; falls back from a missing variant to the plain files."""
+    """One component of a diffusers folder, networks in float32; a missing variant falls back to the plain files."""
     options: dict[str, Any] = {"subfolder": subfolder, "revision": revision}
     if issubclass(part, nn.Module):
         key = "dtype" if part is CLIPTextModel else "torch_dtype"  # transformers and diffusers differ
