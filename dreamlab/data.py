@@ -61,7 +61,7 @@ def digest(paths: Sequence[Path]) -> str:
 
 
 def crop(image: Image.Image, resolution: int, offset: tuple[float, float] = (0.5, 0.5), flip: bool = False) -> Tensor:
-    """A square crop `(3, resolution, resolution)` in [-1, 1]; shorter side scaled to fit, `offset` in [0, 1] of x, y."""
+    """A square crop `(3, resolution, resolution)` in [-1, 1]; shorter side scaled to fit, `offset` in [0, 1]: x, y."""
     scale = resolution / min(image.size)
     width, height = (max(resolution, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
