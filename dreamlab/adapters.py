@@ -20,10 +20,15 @@ def adapt(parts: dict[str, nn.Module], train: Sequence[str], gradient_checkpoint
         if name not in parts or name == "vae":
             choices = [key for key in parts if key != "vae"]
             raise UserError(f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, choices)}")
-        part: Any = parts[name].to(torch.float32).requires_grad_(True).train()
+        trained[name] = parts[name].to(torch.float32).requires_grad_(True).train()
         if gradient_checkpointing:
-            # diffusers' and transformers' names for the same switch
-            switch = getattr(part, "enable_gradient_checkpointing", None)
-            (switch or part.gradient_checkpointing_enable)()
-        trained[name] = part
+            checkpoint_activations(trained[name])
     return trained
+
+
+def checkpoint_activations(part: Any) -> None:
+    """Recompute activations in the backward pass: diffusers' and transformers' names for the same switch."""
+    if hasattr(part, "enable_gradient_checkpointing"):
+        part.enable_gradient_checkpointing()
+    else:
+        part.gradient_checkpointing_enable()
