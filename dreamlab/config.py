@@ -38,8 +38,10 @@ class Model:
     resolution: int = 64  # side of the square training crop, in pixels
     lr: float = 1e-6
     steps: int = 800
+    batch_size: int = 1
     precision: str = "fp32"
     num_prior_images: int = 50
+    guidance: float = 7.5  # classifier-free guidance scale for class images and samples
     gradient_checkpointing: bool = False  # less memory, about a third slower
     prompts: list[str] = field(default_factory=list)  # what to sample; {token} and {class_word} are filled in
 
@@ -159,7 +161,7 @@ class Sample:
     seed: int = 52362  # image k uses seed + k
     sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
     steps: int = 25
-    guidance: float = 7.5
+    guidance: float | None = None  # null: as the run's own samples; 7.5 where there is no run
     negative_prompt: str = ""
     height: int | None = None  # pixels; null: the model's own size
     width: int | None = None

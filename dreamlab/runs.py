@@ -2,7 +2,7 @@
 
     config.yaml     the resolved settings          card.json      versions, hardware, seeds, command, photos
     metrics.jsonl   one JSON object per update     status.json    running | finished | interrupted | failed
-    samples/        update-000150/00-00.png ...    grid.png       before and after, side by side
+    samples/        update-000150/0000.png ...     grid.png       before and after, side by side
     model/          the tuned diffusers folder     resume/        last.ckpt: everything to go on exactly
 
 Files appear whole or not at all: each is written under a temporary name and renamed.
