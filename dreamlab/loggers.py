@@ -30,10 +30,15 @@ def _wandb(folder: Path, name: str, project: str, mode: str) -> Logger:
     import wandb
 
     offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
-    offline = offline or os.environ.get("WANDB_MODE") == "offline"
+    chosen: Any = os.environ.get("WANDB_MODE") or ("offline" if offline else "online")
     # The key never comes from us, code is not uploaded, and our own bars are not captured
     quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=30)
-    return WandbLogger(name=name, project=project, save_dir=folder, offline=offline, settings=quiet)
+    experiment = wandb.init(
+        project=project, name=name, dir=folder, mode=chosen, reinit="finish_previous", settings=quiet
+    )
+    experiment.define_metric("trainer/global_step")  # Lightning's name for the update that a number belongs to
+    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=experiment)
 
 
 def make_logger(kind: str, folder: Path, name: str, project: str, mode: str) -> Logger | None:

@@ -16,18 +16,24 @@ CHATTY = (
 
 
 def quiet_libraries() -> None:
-    """Call before the libraries are used; `DREAMLAB_VERBOSE=1` in the environment leaves them as they are."""
+    """Call before the libraries are imported; `DREAMLAB_VERBOSE=1` in the environment leaves them as they are."""
     if os.environ.get("DREAMLAB_VERBOSE"):
         return
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|torch\.jit|torch\.utils\._pytree")
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|lr_scheduler\.step).*")
+
+
+def quiet_progress_bars() -> None:
+    """Switch off the bars that diffusers and transformers draw while they read weights."""
+    if os.environ.get("DREAMLAB_VERBOSE"):
+        return
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

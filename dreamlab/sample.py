@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.config import Sample, conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, did_you_mean, explained
+from dreamlab.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -175,6 +176,7 @@ def _command(raw: DictConfig) -> None:
 def main() -> None:
     """The console command dreamlab-sample."""
     register_schemas()
+    quiet_libraries()
     with explained(setting_names(Sample)):
         _command()
 

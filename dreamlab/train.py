@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.config import Train, conf_dir, register_schemas, setting_names
 from dreamlab.errors import explained
+from dreamlab.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from dreamlab.checks import Subject
@@ -86,6 +87,7 @@ def _command(raw: DictConfig) -> None:
 def main() -> None:
     """The console command dreamlab-train."""
     register_schemas()
+    quiet_libraries()
     with explained(setting_names(Train)):
         _command()
 

@@ -82,9 +82,9 @@ def load(
 ) -> Family:
     """Load a model of a known family in float32; UserError where it cannot be found."""
     from dreamlab.models.stable_diffusion import StableDiffusion
-    from dreamlab.quiet import quiet_libraries
+    from dreamlab.quiet import quiet_progress_bars
 
-    quiet_libraries()
+    quiet_progress_bars()
 
     families = {"stable_diffusion": StableDiffusion}
     if family not in families:
