@@ -28,10 +28,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|lr_scheduler\.step).*")
 
 
-def quiet_progress_bars() -> None:
-    """Switch off the bars that diffusers and transformers draw while they read weights."""
+def quiet_imported_libraries() -> None:
+    """Call once they are imported: some set their own level then, and two draw bars while they read weights."""
     if os.environ.get("DREAMLAB_VERBOSE"):
         return
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     import diffusers.utils.logging
     import transformers.utils.logging
 

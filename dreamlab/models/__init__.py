@@ -82,9 +82,9 @@ def load(
 ) -> Family:
     """Load a model of a known family in float32; UserError where it cannot be found."""
     from dreamlab.models.stable_diffusion import StableDiffusion
-    from dreamlab.quiet import quiet_progress_bars
+    from dreamlab.quiet import quiet_imported_libraries
 
-    quiet_progress_bars()
+    quiet_imported_libraries()
 
     families = {"stable_diffusion": StableDiffusion}
     if family not in families:
