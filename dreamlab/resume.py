@@ -22,6 +22,8 @@ from dreamlab.runs import RunDirectory
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
 ONLY_SHOWN = ("prompts", "sampling", "sample_every")
+# What the model group recommends decides nothing itself: the settings that take it are compared
+RECOMMENDED = ("lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts")
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,10 @@ def _continue(config: Train, subject: Subject, own: str, file: Path) -> Start:
     about = _read(file)
     now = settings_that_matter(config, subject.digest)
     before = dict(about["settings"])
-    if ignores_steps(config.schedule.name):  # the recommended values of the model group decide nothing themselves
+    if ignores_steps(config.schedule.name):
         before["steps"] = now["steps"]
     for settings in (before, now):
-        settings["model"] = {k: v for k, v in settings["model"].items() if k not in ("lr", "steps", "prompts")}
+        settings["model"] = {k: v for k, v in settings["model"].items() if k not in RECOMMENDED}
     changed = list(_differences(before, now))
     if changed:
         raise UserError(
