@@ -1,0 +1,68 @@
+"""Random models with the shapes of Stable Diffusion 1 and 2, narrow enough to train on a CPU in a test.
+
+Version 1 predicts epsilon and reads CLIP (quick GELU, convolutions around its attention); version 2 predicts v and
+reads OpenCLIP (GELU, linear layers around its attention, one head per `attention_head_dim` channels).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dreamlab.models import BUNDLED
+
+WIDTH = {1: 32, 2: 64}  # of the text encoder
+
+
+def unet(version: int, **changes: Any) -> UNet2DConditionModel:
+    """Four levels with two layers each, as the real ones, 32 channels wide."""
+    shape: dict[str, Any] = {
+        "sample_size": 8, "block_out_channels": (32, 32, 64, 64), "cross_attention_dim": WIDTH[version],
+        "attention_head_dim": [1, 1, 2, 2] if version == 2 else 4, "use_linear_projection": version == 2,
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**shape, **changes})
+
+
+def vae(**changes: Any) -> AutoencoderKL:
+    """Four resolutions with two layers each, f = 8, 4 latent channels."""
+    shape: dict[str, Any] = {
+        "block_out_channels": (32, 32, 32, 32), "layers_per_block": 2, "latent_channels": 4, "sample_size": 64,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }  # fmt: skip
+    return AutoencoderKL(**{**shape, **changes})
+
+
+def text_encoder(version: int, **changes: Any) -> CLIPTextModel:
+    """CLIP's text tower; version 2 has OpenCLIP's activation."""
+    shape: dict[str, Any] = {
+        "hidden_size": WIDTH[version], "intermediate_size": 2 * WIDTH[version], "num_attention_heads": 2,
+        "num_hidden_layers": 3, "hidden_act": "gelu" if version == 2 else "quick_gelu",
+    }  # fmt: skip
+    return CLIPTextModel(CLIPTextConfig(**{**shape, **changes}))
+
+
+def scheduler(version: int) -> DDIMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="v_prediction" if version == 2 else "epsilon",
+    )  # fmt: skip
+
+
+def save_tiny(version: int, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A diffusers folder of a tiny random model; the same one at every call."""
+    tokenizer = CLIPTokenizer.from_pretrained(BUNDLED["pocket"], subfolder="tokenizer")
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(version)
+        pipe = StableDiffusionPipeline(
+            unet=unet(version), vae=vae(), scheduler=scheduler(version), tokenizer=tokenizer,
+            text_encoder=text_encoder(
+                version, vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **ids
+            ),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+    pipe.to(dtype).save_pretrained(folder)
+    return folder
