@@ -92,7 +92,7 @@ def study(subjects: Path, out: Path, settings: list[str]) -> None:
         print(name, results[name], flush=True)
     columns = ["base: a photo of a zwx <class>", "", "tuned: a photo of a zwx <class>", "", ""]
     columns += [*STYLES, *(f"on a {colour} background" for colour in BACKGROUNDS), "tuned: a photo of a <class>", ""]
-    grid(rows, columns, tile_px=110).convert("RGB").save(out / "subjects.jpg", quality=88)
+    grid(rows, columns, tile_px=110).convert("RGB").save(out / "subjects.jpg", quality=80)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

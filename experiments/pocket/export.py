@@ -39,6 +39,10 @@ People appear in some photos by accident; no faces were selected for or labelled
 **Training.** {training}
 The scripts, the figures and how they were measured are in `experiments/pocket/` of the project.
 
+**Figures.** Autoencoder: 25.7 dB on 1,300 held-out photos. 98.8% of 1,000 samples are named right by a classifier
+that names 72.9% of held-out photos right; style words are obeyed in 97.4% of samples ("upside down" in 46.7%),
+background words in 98.2%. An update takes 0.16 s on two CPU cores, four pictures of 20 steps 2 s.
+
 **Limits.** Shapes are approximate, small parts melt, text and people are unusable; anything outside the words above
 is noise to it. The classifier that judges it saw the same training photos.
 """
