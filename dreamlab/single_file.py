@@ -47,7 +47,8 @@ def unet_key(key: str, layers_per_block: int, has_attention: Mapping[int, bool])
         renamed = _renamed(key, _UNET_ENDS)
         block, rest = renamed[: len("middle_block.0.")], renamed[len("middle_block.0.") :]
         return block + _renamed(rest, _RESNET) if block in ("middle_block.0.", "middle_block.2.") else renamed
-    way, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    way, kind, rest = found[1], found[3], found[5]
+    block, layer = int(found[2]), int(found[4])
     per_block = layers_per_block + 1
     if kind == "downsamplers":
         return f"input_blocks.{per_block * (block + 1)}.0.{rest.replace('conv', 'op', 1)}"

@@ -1,0 +1,130 @@
+"""Samples: the same picture for the same seed, from any sampler, and training none the wiser."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TrainRun, are_identical, weights_of
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from dreamlab.config import Sample
+from dreamlab.pictures import read_settings
+from dreamlab.sample import SAMPLERS, main, sample
+
+
+def draw(out: Path, **settings: object) -> list[np.ndarray]:
+    """The pictures that `python -m dreamlab.sample` makes of the miniature model, as integers."""
+    given: dict = {"run": "pocket", "prompt": "a photo of a dog", "n": 1, "steps": 3, "device": "cpu", **settings}
+    folder = sample(Sample(out=str(out), **given))
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("0*.png"))]
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference of two pictures, in levels of 255."""
+    return int(np.abs(one - other).max())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_and_says_how_in_the_file(tmp_path: Path, sampler: str) -> None:
+    settings = {"sampler": sampler, "steps": 4, "guidance": 3.0, "negative_prompt": "a blurry photo", "seed": 5}
+    pictures = draw(tmp_path, n=2, **settings)
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
+    assert apart(*pictures) > 50 and all(picture.std() > 10 for picture in pictures)
+    assert read_settings(tmp_path / "0001.png") == {
+        "prompt": "a photo of a dog", "seed": 6, "model": "pocket", "name": sampler, "steps": 4, "guidance": 3.0,
+        "negative_prompt": "a blurry photo", "height": 64, "width": 64,
+    }  # fmt: skip
+    with Image.open(tmp_path / "0001.png") as image:
+        assert image.info["parameters"].startswith("a photo of a dog\nNegative prompt: a blurry photo\nseed: 6")
+    assert (tmp_path / "grid.png").is_file()
+
+
+def test_image_k_of_a_seed_is_the_first_of_seed_plus_k(tmp_path: Path) -> None:
+    three = draw(tmp_path / "a", n=3, seed=7)
+    third = draw(tmp_path / "b", n=1, seed=9)
+    assert apart(three[2], third[0]) <= 1  # batched and single convolutions round differently
+
+
+def test_prompt_negative_prompt_guidance_and_size_have_an_effect(tmp_path: Path) -> None:
+    (plain,) = draw(tmp_path / "plain")
+    for number, change in enumerate(({"prompt": "a photo of a bus"}, {"negative_prompt": "a dog"}, {"guidance": 1.0})):
+        (changed,) = draw(tmp_path / str(number), **change)
+        assert apart(plain, changed) > 20, change
+    (wide,) = draw(tmp_path / "wide", width=96, height=32)
+    assert wide.shape == (32, 96, 3)
+
+
+def test_several_prompts_are_rows_of_one_grid(tmp_path: Path) -> None:
+    pictures = draw(tmp_path, prompt="a photo of a dog|a photo of a cat", n=2)
+    assert len(pictures) == 4
+    assert [read_settings(tmp_path / f"{k:04d}.png")["prompt"] for k in (1, 2)] == [
+        "a photo of a dog", "a photo of a cat",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sampling_at_every_update_leaves_the_training_as_it_is(train_run: TrainRun) -> None:
+    quiet = train_run("steps=3", "name=quiet")
+    watched = train_run("steps=3", "name=watched", "sample_every=1", "sampling.sampler=pndm", "sampling.steps=3")
+    losses = [[row["train/loss"] for row in run.read_metrics()] for run in (quiet, watched)]
+    assert losses[0] == losses[1]
+    assert are_identical(weights_of(quiet), weights_of(watched))
+    assert len(list(watched.samples.glob("update-*"))) == 4
+
+
+@pytest.mark.slow
+def test_diffusers_alone_draws_the_runs_samples_from_its_saved_model(train_run: TrainRun) -> None:
+    run = train_run("lr=1e-4", "sampling.steps=4", "sampling.guidance=4")
+    pipe = StableDiffusionPipeline.from_pretrained(run.model)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    drawn = pipe(
+        "a photo of a zwx dog", negative_prompt="", num_inference_steps=4, guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(52362),
+    ).images[0]  # fmt: skip
+    ours = np.asarray(Image.open(run.samples / "update-000002" / "0000.png")).astype(int)
+    assert apart(np.asarray(drawn).astype(int), ours) <= 1
+    base = np.asarray(Image.open(run.samples / "update-000000" / "0000.png")).astype(int)
+    assert apart(base, ours) > 5
+
+    again = sample(Sample(run=str(run.path), prompt="a photo of a zwx dog", n=1, steps=4, device="cpu"))
+    assert again.is_relative_to(run.path)
+    assert apart(np.asarray(Image.open(again / "0000.png")).astype(int), ours) <= 1  # the run's own guidance
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    {
+        "sampler=dddim": ("sampler=dddim", "Did you mean 'ddim'?"),
+        "n=0": ("n=0", "1 or more"),
+        "height=65": ("height=65", "multiple of 8"),
+        "steps=-3": ("steps=-3", "1 or more"),
+        "run=./nowhere": ("no model at './nowhere'", "a hub id or a folder"),
+        "prompt=''": ("prompt is empty", "Say what to draw"),
+        "promt=dog": ("'promt'", "Did you mean 'prompt'?"),
+        "precision=fp8": ("precision=fp8", "fp32"),
+    }.items(),
+)
+def test_a_bad_setting_is_named_with_its_remedy(
+    typed: str, parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["sample", "run=pocket", "prompt=dog", f"out={tmp_path / 'out'}", typed])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in said
+    assert said.startswith("dreamlab: ") and all(part in said for part in parts), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_prompt_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["sample", "run=pocket"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "prompt" in said and "Traceback" not in said
