@@ -45,8 +45,8 @@ def unet_key(key: str, layers_per_block: int, has_attention: Mapping[int, bool])
     found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
     if not found:
         renamed = _renamed(key, _UNET_ENDS)
-        block, rest = renamed[: len("middle_block.0.")], renamed[len("middle_block.0.") :]
-        return block + _renamed(rest, _RESNET) if block in ("middle_block.0.", "middle_block.2.") else renamed
+        is_resnet = renamed.startswith(("middle_block.0.", "middle_block.2."))
+        return renamed[:15] + _renamed(renamed[15:], _RESNET) if is_resnet else renamed
     way, kind, rest = found[1], found[3], found[5]
     block, layer = int(found[2]), int(found[4])
     per_block = layers_per_block + 1

@@ -50,10 +50,12 @@ class StableDiffusion:
     ) -> "StableDiffusion":
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
         pipeline_config = StableDiffusionPipeline.load_config(source, revision=revision)
-        scheduler_name = pipeline_config["scheduler"][1]
         import diffusers
 
-        scheduler = _load_part(getattr(diffusers, scheduler_name), source, "scheduler", revision, None)
+        scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)
+        if scheduler_class is None:
+            raise UserError(f"The model_index.json of {source!r} names no scheduler: it is no Stable Diffusion model.")
+        scheduler = _load_part(scheduler_class, source, "scheduler", revision, None)
         if scheduler.config.prediction_type not in PREDICTION_TYPES:
             raise UserError(
                 f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
