@@ -114,6 +114,24 @@ def _guidance_of(folder: Path) -> float:
     return float(OmegaConf.load(file).sampling.guidance) if file.is_file() else 7.5
 
 
+def _source_of(run: str) -> str:
+    """The model of a run's directory, or `run` itself where it is no run."""
+    folder = Path(run).expanduser()
+    if not (folder / "status.json").is_file():
+        return run
+    if not (folder / "model").is_dir():
+        raise UserError(f"The run {run} holds no model yet: it has not finished. Resume it by its command.")
+    return str(folder / "model")
+
+
+def _folder_for(settings: Sample, is_run: bool) -> Path:
+    """Where the images go: `out`, or a folder named after the prompt, in the run or in outputs."""
+    if settings.out:
+        return Path(settings.out).expanduser()
+    slug = re.sub(r"\W+", "-", settings.prompt).strip("-")[:60] or "prompt"
+    return (Path(settings.run).expanduser() if is_run else Path("outputs")) / "samples" / slug
+
+
 def sample(settings: Sample) -> Path:
     """Draw what `settings` ask for; returns the folder of the images and their grid."""
     _check(settings)
@@ -123,34 +141,26 @@ def sample(settings: Sample) -> Path:
     from dreamlab.progress import progress
 
     check_precision(settings.precision)
-    folder = Path(settings.run).expanduser()
-    source = str(folder / "model") if (folder / "status.json").is_file() else settings.run
-    if source != settings.run and not Path(source).is_dir():
-        raise UserError(f"The run {settings.run} holds no model yet: it has not finished. Resume it by its command.")
-    device = pick_device(settings.device)
+    device, source = pick_device(settings.device), _source_of(settings.run)
     model = load("stable_diffusion", source)
     for part in model.parts().values():
         part.to(device)
     side = model.default_resolution()
-    guidance = settings.guidance if settings.guidance is not None else _guidance_of(folder)
+    guidance = settings.guidance if settings.guidance is not None else _guidance_of(Path(settings.run).expanduser())
     sampler = Sampler(
         settings.sampler, settings.steps, guidance, settings.negative_prompt,
         settings.height or side, settings.width or side,
     )  # fmt: skip
     prompts = [prompt.strip() for prompt in settings.prompt.split("|")]
     pairs = [(prompt, settings.seed + k) for prompt in prompts for k in range(settings.n)]
-    slug = re.sub(r"\W+", "-", settings.prompt).strip("-")[:60] or "prompt"
-    out = Path(
-        settings.out or (folder if folder.is_dir() and source != settings.run else Path("outputs")) / "samples" / slug
-    )
-    images: list[Image] = []
+    out, images = _folder_for(settings, source != settings.run), []
+    how = {"model": settings.run, **asdict(sampler)}
     with progress("sampling", len(pairs)) as advance:
 
         def keep(index: int, image: "Image") -> None:
             prompt, seed = pairs[index]
             images.append(image)
-            shown = {"prompt": prompt, "seed": seed, "model": settings.run, **asdict(sampler)}
-            save_png(image, out / f"{index:04d}.png", shown)
+            save_png(image, out / f"{index:04d}.png", {"prompt": prompt, "seed": seed, **how})
             advance()
 
         draw(
@@ -159,9 +169,7 @@ def sample(settings: Sample) -> Path:
         )  # fmt: skip
     rows = [(prompt, images[i * settings.n : (i + 1) * settings.n]) for i, prompt in enumerate(prompts)]
     columns = [f"seed {settings.seed + k}" for k in range(settings.n)]
-    save_png(
-        grid(rows, columns), out / "grid.png", {"prompt": settings.prompt, "model": settings.run, **asdict(sampler)}
-    )
+    save_png(grid(rows, columns), out / "grid.png", {"prompt": settings.prompt, **how})
     print(out / "grid.png")
     return out
 
