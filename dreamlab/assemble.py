@@ -46,7 +46,7 @@ def record(config: Train, subject: Subject, run: RunDirectory) -> None:
 def base_model(config: Train) -> Family:
     """The untouched, frozen model on the run's device."""
     chosen, device = config.model, pick_device(config.device)
-    model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae)
+    model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae, chosen.config)
     for part in model.parts().values():
         part.requires_grad_(False).eval().to(device)
     return model

@@ -31,7 +31,8 @@ class Model:
     """Which base model, and what suits it; the top-level keys of the same names default to these."""
 
     family: str = "stable_diffusion"  # a key of dreamlab.models.FAMILIES
-    source: str = "pocket"  # "pocket", a hub id, or a diffusers folder
+    source: str = "pocket"  # "pocket", a hub id, a diffusers folder, a .safetensors or .ckpt file
+    config: str | None = None  # of a single file: the diffusers folder or hub id with its tokenizer and shapes
     revision: str | None = None  # hub branch, tag or commit
     variant: str | None = None  # weight file variant, such as fp16; falls back to the plain files
     vae: str | None = None  # another VAE (hub id or folder), used everywhere
@@ -155,7 +156,8 @@ class Train:
 class Sample:
     """Everything `python -m dreamlab.sample` takes."""
 
-    run: str = "???"  # run directory, diffusers folder, hub id, or "pocket"
+    run: str = "???"  # run directory, diffusers folder, hub id, single file, or "pocket"
+    config: str | None = None  # of a single file: where its tokenizer and shapes come from
     prompt: str = "???"  # several prompts: separate them with |
     n: int = 4  # images per prompt
     seed: int = 52362  # image k uses seed + k
@@ -171,11 +173,25 @@ class Sample:
     out: str | None = None  # folder; null: samples/<prompt> in the run, or outputs/samples
 
 
+@dataclass
+class Export:
+    """Everything `python -m dreamlab.export` takes."""
+
+    run: str = "???"  # run directory, diffusers folder, hub id or single file
+    config: str | None = None  # of a single file: where its tokenizer and shapes come from
+    format: str = "safetensors"  # safetensors | ckpt | diffusers
+    dtype: str = "fp16"  # fp16 | fp32
+    vae: str | None = None
+    out: str | None = None
+    overwrite: bool = False
+
+
 def register_schemas() -> None:
     """Make the schemas known to Hydra under the names that conf/*.yaml use."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="sample_schema", node=Sample)
+    store.store(name="export_schema", node=Export)
 
 
 def conf_dir() -> str:

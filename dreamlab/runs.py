@@ -157,3 +157,13 @@ class RunDirectory:
         rows = [row for row in self.read_metrics() if row["update"] <= update]
         with written_whole(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def source_of(run: str) -> str:
+    """The model of a run's directory, or `run` itself where it is no run."""
+    folder = Path(run).expanduser()
+    if not (folder / "status.json").is_file():
+        return run
+    if not (folder / "model").is_dir():
+        raise UserError(f"The run {run} holds no model yet: it has not finished. Resume it by its command.")
+    return str(folder / "model")

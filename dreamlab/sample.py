@@ -114,16 +114,6 @@ def _guidance_of(folder: Path) -> float:
     return float(OmegaConf.load(file).sampling.guidance) if file.is_file() else 7.5
 
 
-def _source_of(run: str) -> str:
-    """The model of a run's directory, or `run` itself where it is no run."""
-    folder = Path(run).expanduser()
-    if not (folder / "status.json").is_file():
-        return run
-    if not (folder / "model").is_dir():
-        raise UserError(f"The run {run} holds no model yet: it has not finished. Resume it by its command.")
-    return str(folder / "model")
-
-
 def _folder_for(settings: Sample, is_run: bool) -> Path:
     """Where the images go: `out`, or a folder named after the prompt, in the run or in outputs."""
     if settings.out:
@@ -139,10 +129,11 @@ def sample(settings: Sample) -> Path:
     from dreamlab.pictures import grid, save_png
     from dreamlab.precision import check_precision
     from dreamlab.progress import progress
+    from dreamlab.runs import source_of
 
     check_precision(settings.precision)
-    device, source = pick_device(settings.device), _source_of(settings.run)
-    model = load("stable_diffusion", source)
+    device, source = pick_device(settings.device), source_of(settings.run)
+    model = load("stable_diffusion", source, config=settings.config)
     for part in model.parts().values():
         part.to(device)
     side = model.default_resolution()

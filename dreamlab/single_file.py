@@ -161,5 +161,7 @@ def to_single_file(
         "first_stage_model": convert_vae(vae),
         "cond_stage_model": text,
     }
+    # Left over in the published files from their own training, and read by nobody
+    leftovers = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(0, dtype=torch.int32)}
     named = {f"{room}.{key}": weight for room, state in rooms.items() for key, weight in state.items()}
-    return {**noise_schedule(alphas_cumprod), **named}
+    return {**named, **noise_schedule(alphas_cumprod), **leftovers}

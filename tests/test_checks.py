@@ -31,7 +31,7 @@ BAD = {  # what is typed -> what the sentence says; the first part names the mis
     "optimizer._target_=os.system": ("may not be built", "torch.optim.*"),
     "optimizer._target_=torch.optim.AdamV": ("no torch.optim.AdamV", "Did you mean 'Adam"),
     "model=sd51": ("no model called 'sd51'", "Did you mean 'sd", "pocket, sd15, sd21"),
-    "model.source=./nowhere": ("no model at './nowhere'", "a hub id or a folder"),
+    "model.source=./nowhere": ("no model at './nowhere'", "a hub id, a folder"),
     "model.family=sdxxl": ("model.family=sdxxl", "stable_diffusion"),
     "adapter.train=[unett]": ("'unett'", "Did you mean 'unet'?"),
     "adapter.train=[]": ("nothing would learn", "adapter.train=[unet,text_encoder]"),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dreamlab.config import Sample, Train, conf_dir, setting_names
+from dreamlab.config import Export, Sample, Train, conf_dir, setting_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").glob("*/README.md"))]
-SCHEMAS = {"train": Train, "sample": Sample}
+SCHEMAS = {"train": Train, "sample": Sample, "export": Export}
 
 
 def blocks(page: Path) -> list[str]:

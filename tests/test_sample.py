@@ -101,7 +101,7 @@ def test_diffusers_alone_draws_the_runs_samples_from_its_saved_model(train_run: 
         "n=0": ("n=0", "1 or more"),
         "height=65": ("height=65", "multiple of 8"),
         "steps=-3": ("steps=-3", "1 or more"),
-        "run=./nowhere": ("no model at './nowhere'", "a hub id or a folder"),
+        "run=./nowhere": ("no model at './nowhere'", "a hub id, a folder"),
         "prompt=''": ("prompt is empty", "Say what to draw"),
         "promt=dog": ("'promt'", "Did you mean 'prompt'?"),
         "precision=fp8": ("precision=fp8", "fp32"),

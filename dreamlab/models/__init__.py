@@ -61,11 +61,18 @@ def find(source: str) -> str:
         return source
     if not folder.exists():
         raise UserError(
-            f"There is no model at {source!r}.{did_you_mean(source, BUNDLED)} Or give a hub id or a folder."
+            f"There is no model at {source!r}.{did_you_mean(source, BUNDLED)} Or give a hub id, a folder or a file."
         )
+    if is_single_file(source):
+        return str(folder)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source!r} is not a diffusers model: it has no model_index.json. Give the folder that has.")
     return str(folder)
+
+
+def is_single_file(source: str) -> bool:
+    """Whether `source` is a checkpoint in one file, as A1111 and ComfyUI keep them."""
+    return source.lower().endswith((".safetensors", ".ckpt")) and Path(source).expanduser().is_file()
 
 
 def pick_device(name: str) -> torch.device:
@@ -78,9 +85,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def load(
-    family: str, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None
-) -> Family:
-    """Load a model of a known family in float32; UserError where it cannot be found."""
+    family: str, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None,
+    config: str | None = None,
+) -> Family:  # fmt: skip
+    """Load a model of a known family in float32; UserError where it cannot be found.
+
+    `config` is for single files only: the diffusers folder or hub id that holds their tokenizer and shapes.
+    """
     from dreamlab.models.stable_diffusion import StableDiffusion
     from dreamlab.quiet import quiet_imported_libraries
 
@@ -89,4 +100,7 @@ def load(
     families = {"stable_diffusion": StableDiffusion}
     if family not in families:
         raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, families)}")
-    return families[family].load(find(source), revision, variant, find(vae) if vae else None)
+    made = families[family]
+    if is_single_file(source):
+        return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None)
+    return made.load(find(source), revision, variant, find(vae) if vae else None)

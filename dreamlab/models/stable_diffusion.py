@@ -34,6 +34,14 @@ def _load_part(part: type, source: str, subfolder: str, revision: str | None, va
         raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
 
 
+def _other_vae(source: str) -> AutoencoderKL:
+    """A VAE of its own, from a VAE's or a whole model's folder, or a hub id."""
+    part: AutoencoderKL = _load_part(
+        AutoencoderKL, source, "vae" if (Path(source) / "vae").is_dir() else "", None, None
+    )
+    return part
+
+
 @dataclass
 class StableDiffusion:
     """The five components of a Stable Diffusion, as loaded; implements `Family`."""
@@ -60,14 +68,29 @@ class StableDiffusion:
             raise UserError(
                 f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
             )
-        vae_source = (vae, "" if not (Path(vae) / "vae").is_dir() else "vae") if vae else (source, "vae")
         return cls(
             unet=_load_part(UNet2DConditionModel, source, "unet", revision, variant),
-            vae=_load_part(AutoencoderKL, *vae_source, None if vae else revision, None if vae else variant),
+            vae=_other_vae(vae) if vae else _load_part(AutoencoderKL, source, "vae", revision, variant),
             text_encoder=_load_part(CLIPTextModel, source, "text_encoder", revision, variant),
             tokenizer=_load_part(CLIPTokenizer, source, "tokenizer", revision, None),
             scheduler=scheduler,
         )
+
+    @classmethod
+    def load_file(cls, file: str, config: str | None = None, vae: str | None = None) -> "StableDiffusion":
+        """Load from a single .safetensors or .ckpt file; pickles with anything but tensors in them are refused."""
+        try:
+            pipe = StableDiffusionPipeline.from_single_file(
+                file, config=config, torch_dtype=torch.float32, local_files_only=bool(config and Path(config).is_dir()),
+                safety_checker=None, feature_extractor=None,
+            )  # fmt: skip
+        except Exception as error:  # diffusers, torch and safetensors each raise their own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"Could not load the model file {file!r}: {reason} If it is a Stable Diffusion 1 or 2 checkpoint, name"
+                " a diffusers folder or hub id of the same kind: config=... (model.config=... when training)."
+            ) from error
+        return cls(pipe.unet, _other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler)
 
     def __post_init__(self) -> None:
         schedule = DDPMScheduler.from_config(self.scheduler.config)
