@@ -33,11 +33,16 @@ def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
     """Every weight of a loaded Stable Diffusion 1 or 2 under its original name, float32."""
     from dreamlab.single_file import to_single_file
 
+    layers = model.unet.config.layers_per_block
+    if not isinstance(layers, int) and len(set(layers)) > 1:
+        raise UserError(
+            "This model's blocks differ in depth (pocket's do), which the original layout has no names for and no other"
+            " program reads. Export a folder instead: format=diffusers."
+        )
     parts = {name: part.state_dict() for name, part in model.parts().items()}
     text = model.text_encoder.config
     return to_single_file(
         parts["unet"], parts["vae"], parts["text_encoder"], model.alphas_cumprod,
-        layers_per_block=int(model.unet.config.layers_per_block),
         open_clip=text.hidden_act == "gelu",  # OpenCLIP's towers; CLIP's own have quick_gelu
     )  # fmt: skip
 

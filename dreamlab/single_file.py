@@ -72,8 +72,9 @@ def vae_key(key: str, blocks: int) -> str:
     return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample", key)
 
 
-def convert_unet(state: State, layers_per_block: int) -> State:
+def convert_unet(state: State) -> State:
     """U-Net weights under their original names, without a prefix."""
+    layers_per_block = len({key.split(".")[3] for key in state if key.startswith("down_blocks.0.resnets.")})
     attends = {int(key.split(".")[1]) for key in state if re.match(r"up_blocks\.\d+\.attentions", key)}
     has_attention = {block: block in attends for block in range(16)}
     return {unet_key(key, layers_per_block, has_attention): weight for key, weight in state.items()}
@@ -151,13 +152,11 @@ def noise_schedule(alphas_cumprod: Tensor) -> State:
     return {name: value.float() for name, value in buffers.items()}
 
 
-def to_single_file(
-    unet: State, vae: State, text_encoder: State, alphas_cumprod: Tensor, *, layers_per_block: int, open_clip: bool
-) -> State:
+def to_single_file(unet: State, vae: State, text_encoder: State, alphas_cumprod: Tensor, *, open_clip: bool) -> State:
     """All weights of a Stable Diffusion 1 or 2 model under the names of the original one-file checkpoint."""
     text = convert_open_clip(text_encoder) if open_clip else convert_clip(text_encoder)
     rooms = {
-        "model.diffusion_model": convert_unet(unet, layers_per_block),
+        "model.diffusion_model": convert_unet(unet),
         "first_stage_model": convert_vae(vae),
         "cond_stage_model": text,
     }

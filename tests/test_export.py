@@ -16,7 +16,6 @@ from dreamlab.config import Export
 from dreamlab.errors import UserError
 from dreamlab.export import export
 from dreamlab.models import BUNDLED, load
-from dreamlab.models.stable_diffusion import StableDiffusion
 from dreamlab.single_file import noise_schedule, to_single_file
 
 
@@ -47,7 +46,7 @@ def test_the_full_size_architecture_has_exactly_the_published_keys_and_shapes(ve
         ))  # fmt: skip
     state = to_single_file(
         unet.state_dict(), vae.state_dict(), text.state_dict(), scheduler(version).alphas_cumprod,
-        layers_per_block=2, open_clip=is_2,
+        open_clip=is_2,
     )  # fmt: skip
     assert {name: tuple(weight.shape) for name, weight in state.items()} == published(version)
     assert len(state) == (1242 if is_2 else 1145)
@@ -90,17 +89,23 @@ def test_the_noise_schedule_is_diffusers() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_carries_its_recipe_and_draws_the_same_from_one_file(train_run: TrainRun, tmp_path: Path) -> None:
-    run = train_run("lr=2e-5")
+def test_a_run_carries_its_recipe_into_the_file(train_run: TrainRun, folder_of: Path, tmp_path: Path) -> None:
+    run = train_run("lr=2e-5", f"model.source={folder_of}")
     file = exported(run.path, tmp_path / "dog.safetensors", dtype="fp32")
     with safe_open(file, "pt") as weights:
         about = weights.metadata()
     assert about["dreamlab.token"] == "zwx" and about["dreamlab.class_word"] == "dog"
-    assert about["dreamlab.base_model"] == "pocket" and "torch" in json.loads(about["dreamlab.versions"])
+    assert about["dreamlab.base_model"] == str(folder_of) and "torch" in json.loads(about["dreamlab.versions"])
     assert json.loads(about["dreamlab.recipe"])["lr"] == 2e-5
-    back = load("stable_diffusion", str(file), config=str(BUNDLED["pocket"]))
-    assert isinstance(back, StableDiffusion)
-    assert are_identical(weights_in(back), weights_in(load("stable_diffusion", str(run.model))))
+    back = weights_in(load("stable_diffusion", str(file), config=str(folder_of)))
+    assert are_identical(back, weights_in(load("stable_diffusion", str(run.model))))
+    assert not are_identical(back, weights_in(load("stable_diffusion", str(folder_of))))
+
+
+def test_pocket_has_no_one_file_form_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="format=diffusers"):
+        exported(BUNDLED["pocket"], tmp_path / "pocket.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_half_precision_is_a_plain_pipeline(folder_of: Path, tmp_path: Path) -> None:
