@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -26,7 +27,7 @@ def _load_part(part: type, source: str, subfolder: str, revision: str | None, va
         options |= {key: torch.float32, "variant": variant, "use_safetensors": None}
     try:
         return part.from_pretrained(source, **options)  # type: ignore[attr-defined]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if options.get("variant"):
             return _load_part(part, source, subfolder, revision, None)
         where = "folder" if Path(source).is_dir() else "hub model"
