@@ -69,6 +69,8 @@ def image_sets(config: Train, subject: Subject, model: Family) -> list[ImageSet]
         images = ImageSet(paths, ids, config.resolution, config.data.crop == "random", config.data.flip, is_prior)
         images.cache(encode)
         sets.append(images)
+    if config.data.crop == "center":  # every latent is cached: the VAE's memory is free until the next samples
+        model.parts()["vae"].to("cpu")
     return sets
 
 

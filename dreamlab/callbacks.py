@@ -28,7 +28,7 @@ from dreamlab.runs import RunDirectory, written_whole
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most memory held so far: allocated on the GPU, or resident in this process on the CPU."""
+    """Most memory held: allocated on the GPU since training began, or resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
@@ -82,6 +82,8 @@ class Metrics(_Updates):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if torch.cuda.is_available():  # what sampling class images took is not what training takes
+            torch.cuda.reset_peak_memory_stats()
         self._since = time.perf_counter()
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:

@@ -36,6 +36,7 @@ class DreamBooth(LightningModule):
         self._optimizer = optimizer
         self.lr, self.text_encoder_lr, self.schedule, self.warmup = lr, text_encoder_lr, schedule, warmup
         self.steps, self.seed, self.prior_weight, self.min_snr_gamma = steps, seed, prior_weight, min_snr_gamma
+        self._texts: dict[tuple[int, ...], Tensor] = {}  # what a frozen text encoder makes of each prompt
         # What callbacks.Metrics reads after each update, and empties
         self.losses: list[Losses] = []  # of the update's micro-batches, detached
         self.grad_norm = torch.zeros(())  # before clipping
@@ -61,7 +62,7 @@ class DreamBooth(LightningModule):
             self.seed, batch.update, batch.samples, batch.is_prior.tolist(), len(model.alphas_cumprod)
         ).to(latents.device)
         noisy_latents = add_noise(latents, noise, steps, model.alphas_cumprod)
-        pred = model.predict(noisy_latents, steps, model.encode_text(batch.input_ids))
+        pred = model.predict(noisy_latents, steps, self.text(batch.input_ids))
         wanted = target(model.prediction_type, latents, noise, steps, model.alphas_cumprod)
         weights = None
         if self.min_snr_gamma is not None:
@@ -79,6 +80,18 @@ class DreamBooth(LightningModule):
             else:
                 raise ValueError("a batch holds pixel values or moments")
             return mean + std * self.noise(Use.POSTERIOR, batch, mean)
+
+    def text(self, input_ids: Tensor) -> Any:
+        """The conditioning of token ids `(B, L)`; a frozen encoder reads each prompt once, and then leaves the GPU."""
+        if any(name.startswith("text_encoder") for name in self.trained):
+            return self.model.encode_text(input_ids)
+        rows = [tuple(row) for row in input_ids.tolist()]
+        unread = [row for row in dict.fromkeys(rows) if row not in self._texts]
+        if unread:
+            with torch.no_grad():
+                hidden = self.model.encode_frozen_text(torch.tensor(unread, device=input_ids.device))
+            self._texts |= dict(zip(unread, hidden.split(1), strict=True))
+        return torch.cat([self._texts[row] for row in rows])
 
     def noise(self, use: Use, batch: Batch, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape and device of `like` `(B, C, h, w)`."""

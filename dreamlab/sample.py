@@ -56,17 +56,21 @@ def make_scheduler(name: str, config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _resting(model: "Family") -> Iterator[None]:
-    """Every network in eval mode, each module's own mode put back afterwards."""
-    modules = [module for part in model.parts().values() for module in part.modules()]
+def _resting(model: "Family", device: "torch.device") -> Iterator[None]:
+    """Every network on `device` and in eval mode; each one's place and each module's mode put back afterwards."""
+    parts = list(model.parts().values())
+    homes = [next(part.parameters()).device for part in parts]
+    modules = [module for part in parts for module in part.modules()]
     modes = [module.training for module in modules]
-    for part in model.parts().values():
-        part.eval()
+    for part in parts:
+        part.eval().to(device)
     try:
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+        for part, home in zip(parts, homes, strict=True):
+            part.to(home)
 
 
 def draw(
@@ -78,19 +82,19 @@ def draw(
 
     from dreamlab.precision import autocast
 
-    for start in range(0, len(prompts), batch_size):
-        batch = slice(start, start + batch_size)
-        # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
-        pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
-        with _resting(model), torch.no_grad(), autocast(precision, device):
+    with _resting(model, device), torch.no_grad(), autocast(precision, device):
+        for start in range(0, len(prompts), batch_size):
+            batch = slice(start, start + batch_size)
+            # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
+            pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
             images = pipe(
                 prompt=list(prompts[batch]), negative_prompt=[sampler.negative_prompt] * len(prompts[batch]),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,
             ).images  # fmt: skip
-        for offset, image in enumerate(images):
-            on_image(start + offset, image)
+            for offset, image in enumerate(images):
+                on_image(start + offset, image)
 
 
 def _check(settings: Sample) -> None:

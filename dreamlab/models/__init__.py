@@ -34,6 +34,10 @@ class Family(Protocol):
         """What `predict` takes as conditioning, from token ids `(B, L)`."""
         ...
 
+    def encode_frozen_text(self, input_ids: Tensor) -> Any:
+        """The same from an encoder that doesn't learn, which may leave the GPU afterwards."""
+        ...
+
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and deviation `(B, C, h, w)` of scaled latents, from pixels `(B, 3, H, W)` in [-1, 1]."""
         ...

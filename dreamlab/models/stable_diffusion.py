@@ -113,6 +113,12 @@ class StableDiffusion:
         """Hidden states `(B, L, d)` of the last layer, after the final norm."""
         return self.text_encoder(input_ids)[0]
 
+    def encode_frozen_text(self, input_ids: Tensor) -> Tensor:
+        """The same, on the ids' device, by an encoder that rests on the CPU before and after."""
+        hidden = self.encode_text(input_ids.to(self.text_encoder.device)).to(input_ids.device)
+        self.text_encoder.to("cpu")
+        return hidden
+
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the posterior, times the VAE's scaling factor, float32."""
         posterior = self.vae.encode(pixel_values).latent_dist
