@@ -115,3 +115,8 @@ class DreamBooth(LightningModule):
         gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.rates = {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Free the gradients as soon as they are used: Lightning would hold them through the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad(set_to_none=True)
