@@ -3,7 +3,7 @@
 The optimizer itself is whatever `_target_` in conf/optimizer names; the schedules are diffusers'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,14 +12,30 @@ from torch import nn
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
+# torch's optimizers work on a whole group at once and make a temporary copy of it; smaller groups, smaller copies
+MOST_NUMBERS = 128 * 2**20
+
+
 def parameter_groups(parts: Mapping[str, nn.Module], lr: float, text_encoder_lr: float | None) -> list[dict[str, Any]]:
-    """One group per trained part, named after it; text encoders take `text_encoder_lr` where it is given."""
+    """Groups of weights named after their part; text encoders take `text_encoder_lr` where it is given."""
     groups = []
     for name, part in parts.items():
         rate = text_encoder_lr if text_encoder_lr is not None and name.startswith("text_encoder") else lr
         weights = [weight for weight in part.parameters() if weight.requires_grad]
-        groups.append({"params": weights, "lr": rate, "name": name})
+        groups += [{"params": some, "lr": rate, "name": name} for some in _in_chunks(weights)]
     return groups
+
+
+def _in_chunks(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The weights in their order, cut so that no chunk of several holds more than MOST_NUMBERS numbers."""
+    chunk: list[nn.Parameter] = []
+    for weight in weights:
+        if chunk and sum(one.numel() for one in chunk) + weight.numel() > MOST_NUMBERS:
+            yield chunk
+            chunk = []
+        chunk.append(weight)
+    if chunk:
+        yield chunk
 
 
 def ignores_steps(schedule: str) -> bool:
