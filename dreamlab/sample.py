@@ -149,7 +149,8 @@ def sample(settings: Sample) -> Path:
     prompts = [prompt.strip() for prompt in settings.prompt.split("|")]
     pairs = [(prompt, settings.seed + k) for prompt in prompts for k in range(settings.n)]
     out, images = _folder_for(settings, source != settings.run), []
-    how = {"model": settings.run, **asdict(sampler)}
+    how = {"model": settings.run, "sampler": sampler.name, **asdict(sampler)}
+    del how["name"]
     with progress("sampling", len(pairs)) as advance:
 
         def keep(index: int, image: "Image") -> None:

@@ -34,7 +34,7 @@ def test_every_sampler_draws_and_says_how_in_the_file(tmp_path: Path, sampler: s
     assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
     assert apart(*pictures) > 50 and all(picture.std() > 10 for picture in pictures)
     assert read_settings(tmp_path / "0001.png") == {
-        "prompt": "a photo of a dog", "seed": 6, "model": "pocket", "name": sampler, "steps": 4, "guidance": 3.0,
+        "prompt": "a photo of a dog", "seed": 6, "model": "pocket", "sampler": sampler, "steps": 4, "guidance": 3.0,
         "negative_prompt": "a blurry photo", "height": 64, "width": 64,
     }  # fmt: skip
     with Image.open(tmp_path / "0001.png") as image:

@@ -17,10 +17,14 @@ WIDTH = {1: 32, 2: 64}  # of the text encoder
 
 
 def unet(version: int, **changes: Any) -> UNet2DConditionModel:
-    """Four levels with two layers each, as the real ones, 32 channels wide."""
+    """Four levels with two layers each, as the real ones, 32 channels wide.
+
+    Few norm groups: 64 px are one latent on the last level, and a group of two numbers would become its signs.
+    """
     shape: dict[str, Any] = {
-        "sample_size": 8, "block_out_channels": (32, 32, 64, 64), "cross_attention_dim": WIDTH[version],
-        "attention_head_dim": [1, 1, 2, 2] if version == 2 else 4, "use_linear_projection": version == 2,
+        "sample_size": 8, "norm_num_groups": 4, "block_out_channels": (32, 32, 64, 64),
+        "cross_attention_dim": WIDTH[version], "attention_head_dim": [1, 1, 2, 2] if version == 2 else 4,
+        "use_linear_projection": version == 2,
     }  # fmt: skip
     return UNet2DConditionModel(**{**shape, **changes})
 
