@@ -56,9 +56,7 @@ def description(run: Path) -> dict[str, str]:
     """What a file says of where it comes from: the recipe and versions of a run; strings only, as safetensors asks."""
     from dreamlab.runs import RunDirectory
 
-    card, config = RunDirectory(run).read_card(), {}
-    if (run / "config.yaml").is_file():
-        config = dict(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")))  # type: ignore[arg-type]
+    card, config = RunDirectory(run).read_card(), RunDirectory(run).read_config()
     recipe = {key: config.get(key) for key in RECIPE}
     return {
         "format": "pt",

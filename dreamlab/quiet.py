@@ -22,18 +22,21 @@ def quiet_libraries() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _errors_only()
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|torch\.jit|torch\.utils\._pytree")
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|lr_scheduler\.step).*")
+
+
+def _errors_only() -> None:
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet_imported_libraries() -> None:
     """Call once they are imported: some set their own level then, and two draw bars while they read weights."""
     if os.environ.get("DREAMLAB_VERBOSE"):
         return
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _errors_only()
     import diffusers.utils.logging
     import transformers.utils.logging
 

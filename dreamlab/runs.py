@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from dreamlab.errors import UserError
 from dreamlab.models import Family
 
@@ -126,6 +128,13 @@ class RunDirectory:
     def read_card(self) -> dict[str, Any]:
         """The content of card.json, empty where there is none."""
         return dict(json.loads(self.card.read_text(encoding="utf-8"))) if self.card.is_file() else {}
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings in config.yaml as plain containers, empty where there are none."""
+        if not self.config.is_file():
+            return {}
+        settings: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+        return dict(settings)
 
     def save_model(self, model: Family) -> None:
         """Write the tuned pipeline as a diffusers folder."""

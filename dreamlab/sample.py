@@ -112,12 +112,6 @@ def _check(settings: Sample) -> None:
         raise UserError("prompt is empty. Say what to draw: prompt='a photo of a zwx dog'")
 
 
-def _guidance_of(folder: Path) -> float:
-    """What the run in `folder` draws its samples with; 7.5, the field's habit, where it is no run."""
-    file = folder / "config.yaml"
-    return float(OmegaConf.load(file).sampling.guidance) if file.is_file() else 7.5
-
-
 def _folder_for(settings: Sample, is_run: bool) -> Path:
     """Where the images go: `out`, or a folder named after the prompt, in the run or in outputs."""
     if settings.out:
@@ -133,15 +127,16 @@ def sample(settings: Sample) -> Path:
     from dreamlab.pictures import grid, save_png
     from dreamlab.precision import check_precision
     from dreamlab.progress import progress
-    from dreamlab.runs import source_of
+    from dreamlab.runs import RunDirectory, source_of
 
     check_precision(settings.precision)
     device, source = pick_device(settings.device), source_of(settings.run)
     model = load("stable_diffusion", source, config=settings.config)
-    for part in model.parts().values():
-        part.to(device)
     side = model.default_resolution()
-    guidance = settings.guidance if settings.guidance is not None else _guidance_of(Path(settings.run).expanduser())
+    guidance = settings.guidance
+    if guidance is None:  # as the run's own samples; 7.5, the field's habit, where it is no run
+        run = RunDirectory(Path(settings.run).expanduser())
+        guidance = float(run.read_config().get("sampling", {}).get("guidance", 7.5))
     sampler = Sampler(
         settings.sampler, settings.steps, guidance, settings.negative_prompt,
         settings.height or side, settings.width or side,
@@ -149,8 +144,8 @@ def sample(settings: Sample) -> Path:
     prompts = [prompt.strip() for prompt in settings.prompt.split("|")]
     pairs = [(prompt, settings.seed + k) for prompt in prompts for k in range(settings.n)]
     out, images = _folder_for(settings, source != settings.run), []
-    how = {"model": settings.run, "sampler": sampler.name, **asdict(sampler)}
-    del how["name"]
+    shown = {key: value for key, value in asdict(sampler).items() if key != "name"}
+    how = {"model": settings.run, "sampler": sampler.name, **shown}
     with progress("sampling", len(pairs)) as advance:
 
         def keep(index: int, image: "Image") -> None:

@@ -7,7 +7,7 @@ noise schedule. `to_single_file` maps one way; diffusers' own `from_single_file`
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ _RESNET = {
 }  # fmt: skip
 _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "class_embedding.linear_1": "label_emb.0.0", "class_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
@@ -40,8 +39,8 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-def unet_key(key: str, layers_per_block: int, has_attention: Mapping[int, bool]) -> str:
-    """The original name of a U-Net weight; `has_attention[i]` says whether up block i attends to the text."""
+def unet_key(key: str, layers_per_block: int, attends: Set[int]) -> str:
+    """The original name of a U-Net weight; `attends` holds the up blocks that attend to the text."""
     found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
     if not found:
         renamed = _renamed(key, _UNET_ENDS)
@@ -53,7 +52,7 @@ def unet_key(key: str, layers_per_block: int, has_attention: Mapping[int, bool])
     if kind == "downsamplers":
         return f"input_blocks.{per_block * (block + 1)}.0.{rest.replace('conv', 'op', 1)}"
     if kind == "upsamplers":
-        return f"output_blocks.{per_block * block + layers_per_block}.{1 + has_attention[block]}.{rest}"
+        return f"output_blocks.{per_block * block + layers_per_block}.{1 + (block in attends)}.{rest}"
     place = per_block * block + layer
     room = f"input_blocks.{place + 1}" if way == "down" else f"output_blocks.{place}"
     return f"{room}.0.{_renamed(rest, _RESNET)}" if kind == "resnets" else f"{room}.1.{rest}"
@@ -76,8 +75,7 @@ def convert_unet(state: State) -> State:
     """U-Net weights under their original names, without a prefix."""
     layers_per_block = len({key.split(".")[3] for key in state if key.startswith("down_blocks.0.resnets.")})
     attends = {int(key.split(".")[1]) for key in state if re.match(r"up_blocks\.\d+\.attentions", key)}
-    has_attention = {block: block in attends for block in range(16)}
-    return {unet_key(key, layers_per_block, has_attention): weight for key, weight in state.items()}
+    return {unet_key(key, layers_per_block, attends): weight for key, weight in state.items()}
 
 
 def convert_vae(state: State) -> State:
