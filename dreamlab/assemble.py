@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from dreamlab import callbacks, loggers, precision
 from dreamlab.adapters import adapt
 from dreamlab.checks import Subject
-from dreamlab.config import Train, build
+from dreamlab.config import build
 from dreamlab.data import ImageSet, TrainingData
 from dreamlab.models import Family, load, pick_device
 from dreamlab.module import DreamBooth
@@ -25,6 +25,7 @@ from dreamlab.prior import class_images, own_images
 from dreamlab.resume import Start, settings_that_matter
 from dreamlab.runs import RunDirectory, cache_dir, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
+from dreamlab.schema import Train
 
 
 def record(config: Train, subject: Subject, run: RunDirectory) -> None:

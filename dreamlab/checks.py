@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreamlab import prompts
 from dreamlab.adapters import KINDS as ADAPTERS
-from dreamlab.config import Train, build
+from dreamlab.config import build
 from dreamlab.data import digest, list_images, read_photo
 from dreamlab.demo import demo_photos
 from dreamlab.errors import UserError, did_you_mean
@@ -26,6 +26,7 @@ from dreamlab.precision import check_precision
 from dreamlab.prior import own_images
 from dreamlab.runs import cache_dir
 from dreamlab.sample import SAMPLERS
+from dreamlab.schema import Train
 
 WHOLE = (lambda value: value >= 1, "give a whole number, 1 or more")
 SOME = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
@@ -34,18 +35,29 @@ RATE = (lambda value: math.isfinite(value) and value > 0, "give a number above 0
 WEIGHT = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
 OPTIONAL_WHOLE = (lambda value: value is None or value >= 1, "give a whole number, 1 or more, or null")
 OPTIONAL_RATE = (lambda value: value is None or RATE[0](value), "give a number above 0, or null")
+SHARE = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
+OPTIONAL_SHARE = (lambda value: value is None or 0 < value < 1, "give a number between 0 and 1, such as 0.999, or null")
+OPTIONAL_QUALITY = (lambda value: value is None or 1 <= value <= 100, "give a whole number from 1 to 100, or null: PNG")
 PIXELS = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
 NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": RATE, "text_encoder_lr": OPTIONAL_RATE, "steps": WHOLE, "batch_size": WHOLE, "accumulate": WHOLE,
-    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": SOME, "resolution": PIXELS, "max_grad_norm": RATE,
+    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": SOME, "resolution": PIXELS, "max_grad_norm": OPTIONAL_RATE,
     "sample_every": OPTIONAL_WHOLE, "save_every": OPTIONAL_WHOLE, "schedule.warmup": COUNT, "prior.steps": WHOLE,
     "prior.guidance": WEIGHT, "prior.batch_size": WHOLE, "prior.seed": COUNT, "sampling.steps": WHOLE,
     "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
-    "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE,
+    "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE, "objective.huber_delta": RATE,
+    "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": OPTIONAL_SHARE, "keep_states": WHOLE,
+    "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT,
+    "data.bucket_step": PIXELS, "data.unmasked_weight": SHARE, "prior.jpeg_quality": OPTIONAL_QUALITY,
+    "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
 }  # fmt: skip
 CHOICES = {
     "schedule.name": SCHEDULES, "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
     "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS), "sampling.sampler": tuple(SAMPLERS),
+    "model.padding": ("full", "longest"), "model.attention": ("sdpa", "xformers"), "data.mask": ("none", "file", "alpha"),
+    "data.background": ("white", "black"), "data.resample": ("lanczos", "bilinear"), "objective.loss": ("l2", "huber"),
+    "data.pairing": ("independent", "by_index"), "prior.kind": ("images", "distill", "none"),
+    "count": ("updates", "micro_batches"), "trainer.strategy": ("ddp", "fsdp"),
 }  # fmt: skip
 TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from dreamlab.checks import Subject
-from dreamlab.config import WITHOUT_EFFECT, Train, signature
+from dreamlab.config import WITHOUT_EFFECT, signature
 from dreamlab.errors import UserError
 from dreamlab.optim import ignores_steps
 from dreamlab.runs import RunDirectory
+from dreamlab.schema import Train
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
 ONLY_SHOWN = ("prompts", "sampling", "sample_every")

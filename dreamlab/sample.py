@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dreamlab.config import Sample, conf_dir, register_schemas, setting_names
+from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, did_you_mean, explained
 from dreamlab.quiet import quiet_libraries
+from dreamlab.schema import Sample
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dreamlab.config import Train, conf_dir, register_schemas, setting_names
+from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import explained
 from dreamlab.quiet import quiet_libraries
+from dreamlab.schema import Train
 
 if TYPE_CHECKING:
     from dreamlab.checks import Subject

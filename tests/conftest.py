@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dreamlab import assemble
-from dreamlab.config import Train, conf_dir, register_schemas
+from dreamlab.config import conf_dir, register_schemas
 from dreamlab.models import Family, load
 from dreamlab.runs import RunDirectory
+from dreamlab.schema import Train
 from dreamlab.train import train
 
 TINY = (

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dreamlab.checks import CHOICES, NUMBERS
-from dreamlab.config import Sample, Train, conf_dir, register_schemas, setting_names
+from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError
+from dreamlab.schema import Sample, Train
 from dreamlab.train import train
 
 CONF = Path(conf_dir())

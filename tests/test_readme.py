@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dreamlab.config import Export, Sample, Train, conf_dir, setting_names
+from dreamlab.config import conf_dir, setting_names
+from dreamlab.schema import Export, Sample, Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").glob("*/README.md"))]

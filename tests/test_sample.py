@@ -10,9 +10,9 @@ from conftest import TrainRun, are_identical, weights_of
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from dreamlab.config import Sample
 from dreamlab.pictures import read_settings
 from dreamlab.sample import SAMPLERS, main, sample
+from dreamlab.schema import Sample
 
 
 def draw(out: Path, **settings: object) -> list[np.ndarray]:

@@ -14,12 +14,12 @@ from torch.nn.functional import mse_loss
 
 from dreamlab import assemble
 from dreamlab.checks import check
-from dreamlab.config import Train
 from dreamlab.data import Batch, ImageSet
 from dreamlab.models import Family
 from dreamlab.module import DreamBooth
 from dreamlab.randomness import Use, normal, timesteps
 from dreamlab.resume import open_run
+from dreamlab.schema import Train
 
 SGD = {"_target_": "torch.optim.SGD"}  # moves in proportion to the gradient; Adam would hide a wrong scale
 
