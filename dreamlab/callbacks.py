@@ -20,8 +20,10 @@ import torch
 from PIL.Image import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from dreamlab.loggers import log_images
+from dreamlab.loss import masked_mean
 from dreamlab.pictures import save_png
 from dreamlab.progress import progress
 from dreamlab.runs import RunDirectory, written_whole
@@ -88,11 +90,12 @@ class Metrics(_Updates):
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         now = time.perf_counter()
-        names = ("train/loss", "train/loss_instance", "train/loss_prior")  # in the order of loss.Losses
-        means = (torch.stack(values).mean().item() for values in zip(*module.losses, strict=True))
+        errors, timesteps, is_prior = (torch.cat(parts) for parts in zip(*module.losses, strict=True))
         module.losses.clear()
+        if trainer.world_size > 1:  # every process has as many samples
+            errors, timesteps, is_prior = (module.all_gather(one).flatten() for one in (errors, timesteps, is_prior))
         row = {
-            **dict(zip(names, means, strict=True)),
+            **mean_losses(errors, timesteps, is_prior, module.objective.prior_weight, len(module.model.alphas_cumprod)),
             "train/grad_norm": module.grad_norm.item(),
             **module.rates,
             "perf/images_per_s": self.images_per_update / (now - self._since),
@@ -100,9 +103,27 @@ class Metrics(_Updates):
         }
         self._since = now
         module.record = row
+        if not trainer.is_global_zero:
+            return
         self.run.append_metrics({"update": update, **row})
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=update)
+
+
+def mean_losses(
+    errors: Tensor, timesteps: Tensor, is_prior: Tensor, prior_weight: float, num_train_timesteps: int
+) -> dict[str, float]:
+    """The loss, its halves, and each half by quarters of the noise schedule, from an update's samples `(N,)`.
+
+    Quarter 1 holds the least noise. A quarter or a half without a sample has no entry, but for the prior's loss: 0.
+    """
+    errors, quarters = errors.double(), timesteps * 4 // num_train_timesteps + 1
+    instance, prior = (masked_mean(errors, half).item() for half in (~is_prior, is_prior))
+    row = {"train/loss": instance + prior_weight * prior, "train/loss_instance": instance, "train/loss_prior": prior}
+    for name, half in (("instance", ~is_prior), ("prior", is_prior)):
+        for quarter in sorted(set(quarters[half].tolist())):
+            row[f"train/loss_{name}_q{quarter}"] = errors[half & (quarters == quarter)].mean().item()
+    return row
 
 
 OnImage = Callable[[int, Image], None]

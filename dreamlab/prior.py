@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torch import nn
 
-from dreamlab.data import list_images, read_photo
 from dreamlab.errors import UserError
 from dreamlab.models import Family
-from dreamlab.pictures import read_settings, save_png
+from dreamlab.pictures import read_settings, save_picture
 from dreamlab.progress import progress
 from dreamlab.runs import write_json
 from dreamlab.sample import Sampler, draw
+from dreamlab.subject import is_decodable
 
 
-def fingerprint(model: Family) -> str:
-    """Hash of every weight of the model, in the order of its parts and names."""
+def fingerprint(parts: Mapping[str, nn.Module]) -> str:
+    """Hash of every weight of some networks, in the order of their parts and names."""
     state = hashlib.sha256()
-    for part_name, part in sorted(model.parts().items()):
+    for part_name, part in sorted(parts.items()):
         for name, weight in part.state_dict().items():
             state.update(f"{part_name}.{name}{tuple(weight.shape)}".encode())
             state.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -39,27 +40,9 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def own_images(folder: Path) -> list[Path]:
-    """The decodable images of a person's own class folder; UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"class_dir={folder}: there is no such folder.")
-    found = [path for path in list_images(folder) if _is_decodable(path)]
-    if not found:
-        raise UserError(f"class_dir={folder}: no image in it can be read. Leave class_dir out to have them generated.")
-    return found
-
-
-def _is_decodable(path: Path) -> bool:
-    try:
-        read_photo(path)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
-        return False
-    return True
-
-
 def _is_ours(path: Path, key: str, number: int) -> bool:
     """Whether image `number` of this recipe is there; UserError where another picture has its name."""
-    if not path.exists() or not _is_decodable(path):
+    if not path.exists() or not is_decodable(path):
         return False
     stamp = read_settings(path)
     if (stamp.get("recipe"), stamp.get("number")) != (key, number):
@@ -70,14 +53,19 @@ def _is_ours(path: Path, key: str, number: int) -> bool:
 def class_images(
     model: Family, prompt: str, count: int, sampler: Sampler, seed: int, *,
     cache_dir: Path, own: Sequence[Path], device: torch.device, precision: str, batch_size: int,
+    jpeg_quality: int | None = None,
 ) -> list[Path]:  # fmt: skip
     """`count` class images, the person's `own` ones first; the rest are drawn by `model`, which must be untouched."""
     if len(own) >= count:
         return list(own[:count])
-    recipe = {"weights": fingerprint(model), "prompt": prompt, "seed": seed, "precision": precision, **asdict(sampler)}
+    recipe = {
+        "weights": fingerprint(model.parts()), "prompt": prompt, "seed": seed, "precision": precision,
+        "clip_skip": model.options.clip_skip, "zero_terminal_snr": model.options.zero_terminal_snr,
+        "jpeg_quality": jpeg_quality, **asdict(sampler),
+    }  # fmt: skip
     key = recipe_key(recipe)
-    folder = cache_dir / "prior" / key
-    paths = [folder / f"{number:05d}.png" for number in range(count - len(own))]
+    folder, suffix = cache_dir / "prior" / key, "jpg" if jpeg_quality else "png"
+    paths = [folder / f"{number:05d}.{suffix}" for number in range(count - len(own))]
     missing = [number for number, path in enumerate(paths) if not _is_ours(path, key, number)]
     if missing:
         write_json(folder / "manifest.json", recipe)
@@ -86,7 +74,7 @@ def class_images(
             def keep(index: int, image: Image.Image) -> None:
                 number = missing[index]
                 stamp = {"prompt": prompt, "seed": seed + number, "recipe": key, "number": number}
-                save_png(image, paths[number], stamp)
+                save_picture(image, paths[number], stamp, jpeg_quality)
                 advance()
 
             draw(

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from dreamlab.checks import Subject
 from dreamlab.config import WITHOUT_EFFECT, signature
 from dreamlab.errors import UserError
 from dreamlab.optim import ignores_steps
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Train
+from dreamlab.subject import Subject
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
 ONLY_SHOWN = ("prompts", "sampling", "sample_every")
@@ -39,18 +39,28 @@ class Start:
 
 def settings_that_matter(config: Train, photos_digest: str) -> dict[str, Any]:
     """What a checkpoint remembers of its run: every setting that decides the weights, and the photos' hash."""
-    values = {k: v for k, v in asdict(config).items() if k not in (*WITHOUT_EFFECT, *ONLY_SHOWN, "instance_dir")}
+    values = {
+        k: v
+        for k, v in asdict(config).items()
+        if k not in (*WITHOUT_EFFECT, *ONLY_SHOWN, "instance_dir", "class_dir", "concepts")
+    }
     return {**values, "photos": photos_digest}
 
 
-def open_run(config: Train, subject: Subject) -> tuple[RunDirectory, Start]:
-    """The run's directory and where to start; UserError where the directory holds something else."""
+def open_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
+    """The run's directory and where to start; UserError where the directory holds something else.
+
+    A process that `joins` others changes nothing and finds what the first one started from.
+    """
     own = signature(config, subject.digest)
-    slug = re.sub(r"\W+", "-", f"{config.token}-{config.class_word}")
+    names = "-".join(f"{concept.token}-{concept.class_word}" for concept in subject.concepts)
+    slug = re.sub(r"\W+", "-", names)[:80]
     run = RunDirectory(Path(config.out).expanduser() / (config.name or f"{slug}-{own}"))
-    _refuse_if_running(run)
+    if not joins:
+        _refuse_if_running(run)
     if config.resume == "never":
-        run.clear()
+        if not joins:
+            run.clear()
         return run, Start(own)
     if config.resume != "auto":
         return run, _continue(config, subject, own, _checkpoint_at(config.resume))

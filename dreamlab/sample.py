@@ -74,6 +74,15 @@ def _resting(model: "Family", device: "torch.device") -> Iterator[None]:
             part.to(home)
 
 
+def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "torch.device") -> dict[str, Any]:
+    """The pipeline's prompts, or, where text encoder layers are left out, what the encoder makes of them."""
+    negative = [negative_prompt] * len(prompts)
+    if not model.options.clip_skip:  # diffusers has an option for it, which fails with transformers 5
+        return {"prompt": prompts, "negative_prompt": negative}
+    encoded = [model.encode_text(model.tokenize(words).to(device)) for words in (prompts, negative)]
+    return {"prompt_embeds": encoded[0], "negative_prompt_embeds": encoded[1]}
+
+
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
@@ -89,7 +98,7 @@ def draw(
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
             pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
             images = pipe(
-                prompt=list(prompts[batch]), negative_prompt=[sampler.negative_prompt] * len(prompts[batch]),
+                **_words(model, list(prompts[batch]), sampler.negative_prompt, device),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,

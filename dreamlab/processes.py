@@ -1,0 +1,29 @@
+"""Several processes, one device each, that share every update (Lightning's DDP and FSDP).
+
+The first process does everything that one process would: class images, samples, files. Lightning starts the others by
+the same command when training begins; each finds the run and the caches that the first has made, and joins in.
+"""
+
+import os
+from typing import Any
+
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+
+
+def local_rank() -> int:
+    """Which of the processes this is, 0 for the first; Lightning and torchrun tell it by the environment."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
+    """Lightning's strategy for `ddp` or `fsdp`; `may_skip_weights`: some weights stop learning on the way."""
+    if devices == 1:
+        return "auto"
+    if name == "ddp":
+        return DDPStrategy(find_unused_parameters=may_skip_weights)
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+    blocks = {BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer}
+    return FSDPStrategy(auto_wrap_policy=blocks, state_dict_type="full")
