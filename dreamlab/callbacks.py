@@ -65,6 +65,8 @@ class TrainingProgress(_Updates):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         bar = progress("training", self.steps, done=trainer.global_step, unit="updates")
         self._advance = self._stack.enter_context(bar)
 
@@ -153,7 +155,7 @@ class Samples(_Updates):
         return all(path.is_file() for path in self.paths(update))
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        if self.every and update % self.every == 0 and update < trainer.max_steps:
+        if self.every and update % self.every == 0 and update < trainer.max_steps and trainer.is_global_zero:
             self.take(trainer.logger, update)
 
     def take(self, logger: Logger | None, update: int) -> None:
@@ -196,6 +198,9 @@ class ResumeState(Callback):
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint and say so in status.json."""
         self._saved = trainer.global_step
+        if not trainer.is_global_zero:  # takes part in gathering, and leaves writing to the first process
+            trainer.save_checkpoint(self.run.checkpoint)
+            return
         with written_whole(self.run.checkpoint) as temporary:
             trainer.save_checkpoint(temporary)
         self.run.set_status("running", update=self._saved, signature=self.signature, pid=os.getpid())
@@ -219,7 +224,10 @@ class StopCleanly(_Updates):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        trainer.should_stop = trainer.should_stop or self.is_asked
+        is_asked = self.is_asked
+        if trainer.world_size > 1:  # all stop at the same update
+            is_asked = trainer.strategy.reduce_boolean_decision(is_asked, all=False)
+        trainer.should_stop = trainer.should_stop or is_asked
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the process's own handlers back."""

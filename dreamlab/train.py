@@ -101,8 +101,13 @@ def _command(raw: DictConfig) -> None:
         config: Any = OmegaConf.to_object(raw)
         if in_sweep and config.trainer.devices > 1:
             raise UserError("A sweep in one process can't use several devices. Leave out -m, or trainer.devices.")
-        run = train(config)
+        from dreamlab.presets import tell_differences
         from dreamlab.processes import local_rank
+
+        preset = HydraConfig.get().runtime.choices.get("experiment")
+        if preset and local_rank() == 0:
+            tell_differences(preset, HydraConfig.get().overrides.task)
+        run = train(config)
         from dreamlab.report import summarise
 
         if local_rank() == 0:
