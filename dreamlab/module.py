@@ -141,6 +141,17 @@ class DreamBooth(LightningModule):
         """Lightning's hook for a batch that is no dictionary."""
         return batch.to(device)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out frozen weights that lie beside trained ones."""
+        for name, weight in self.named_parameters():
+            if not weight.requires_grad:
+                checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the frozen ones be those of the base model, so that nothing else may be missing."""
+        frozen = {name: weight for name, weight in self.named_parameters() if not weight.requires_grad}
+        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
         optimizer = self._optimizer(
@@ -152,7 +163,9 @@ class DreamBooth(LightningModule):
         """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
         gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.rates = {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+        self.rates = {  # Prodigy multiplies its rate by its own estimate d
+            f"train/lr_{group['name']}": group["lr"] * group.get("d", 1.0) for group in optimizer.param_groups
+        }
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Free the gradients as soon as they are used: Lightning would hold them through the next forward pass."""
