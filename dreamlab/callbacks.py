@@ -1,7 +1,7 @@
 """What happens beside training: progress, metrics, samples, resume states, and a clean end on Ctrl-C.
 
 None of these touches the weights, the gradients or a random state, so training is the same with and without them. An
-"update" is one optimizer step; the trainer calls hooks per micro-batch, and `_Updates` tells the two apart.
+"update" is one optimizer step; the trainer calls hooks per micro-batch, and `Updates` tells the two apart.
 """
 
 import os
@@ -37,8 +37,8 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class _Updates(Callback):
-    """Calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
+class Updates(Callback):
+    """A callback by updates: calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
 
     _seen = 0
 
@@ -54,7 +54,7 @@ class _Updates(Callback):
         raise NotImplementedError
 
 
-class TrainingProgress(_Updates):
+class TrainingProgress(Updates):
     """A bar over updates, with the instance loss beside it."""
 
     def __init__(self, steps: int) -> None:
@@ -77,7 +77,7 @@ class TrainingProgress(_Updates):
         self._stack.close()
 
 
-class Metrics(_Updates):
+class Metrics(Updates):
     """One line of metrics.jsonl per update, and the same numbers to the logger."""
 
     def __init__(self, run: RunDirectory, images_per_update: int) -> None:
@@ -131,7 +131,7 @@ def mean_losses(
 OnImage = Callable[[int, Image], None]
 
 
-class Samples(_Updates):
+class Samples(Updates):
     """Draws the sample prompts at intervals (and when train.py asks: before and after), always from the same seeds."""
 
     def __init__(
@@ -204,7 +204,7 @@ class ResumeState(Callback):
         self.run.set_status("running", update=self._saved, signature=self.signature, pid=os.getpid())
 
 
-class StopCleanly(_Updates):
+class StopCleanly(Updates):
     """Ctrl-C and SIGTERM end training after the update in flight; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:

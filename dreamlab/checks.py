@@ -26,10 +26,12 @@ from dreamlab.subject import Subject, read_subject
 WHOLE = (lambda value: value >= 1, "give a whole number, 1 or more")
 SOME = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
 COUNT = (lambda value: value >= 0, "give 0 or a whole number above")
+OPTIONAL_COUNT = (lambda value: value is None or value >= 0, "give 0 or a whole number above, or null")
 RATE = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
 WEIGHT = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
 OPTIONAL_WHOLE = (lambda value: value is None or value >= 1, "give a whole number, 1 or more, or null")
-OPTIONAL_RATE = (lambda value: value is None or RATE[0](value), "give a number above 0, or null")
+OPTIONAL_OPTIONAL_COUNT = (lambda value: value is None or value >= 0, "give 0 or a whole number above, or null")
+RATE = (lambda value: value is None or RATE[0](value), "give a number above 0, or null")
 SHARE = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
 OPTIONAL_SHARE = (lambda value: value is None or 0 < value < 1, "give a number between 0 and 1, such as 0.999, or null")
 OPTIONAL_QUALITY = (lambda value: value is None or 1 <= value <= 100, "give a whole number from 1 to 100, or null: PNG")
@@ -44,7 +46,7 @@ NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
     "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE, "objective.huber_delta": RATE,
     "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": OPTIONAL_SHARE, "keep_states": WHOLE,
-    "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT,
+    "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT, "data.holdout": OPTIONAL_COUNT,
     "data.bucket_step": OPTIONAL_PIXELS, "data.unmasked_weight": SHARE, "prior.jpeg_quality": OPTIONAL_QUALITY,
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
 }  # fmt: skip

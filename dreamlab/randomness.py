@@ -25,6 +25,7 @@ class Use(IntEnum):
     BUCKET = 7
     FIXED_CROP = 8
     OFFSET = 9
+    PROBE = 10
 
 
 def generator(seed: int, use: Use, update: int, sample: int, is_prior: bool = False) -> np.random.Generator:

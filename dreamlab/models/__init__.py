@@ -4,7 +4,8 @@ A family is one class in one file. The module, the loss and the samplers know on
 encoders there are, or what the denoiser is called, is the family's own business.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +80,20 @@ class Family(Protocol):
     def pipeline(self, scheduler: Any | None = None) -> Any:
         """A diffusers pipeline over these very networks (no copies), with the model's own scheduler by default."""
         ...
+
+
+@contextlib.contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in eval mode and without gradients; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def find(source: str) -> str:
