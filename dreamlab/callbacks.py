@@ -38,7 +38,7 @@ def peak_gib(device: torch.device) -> float:
 
 
 class Updates(Callback):
-    """A callback by updates: calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
+    """Calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
 
     _seen = 0
 
