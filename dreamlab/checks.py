@@ -49,7 +49,7 @@ NUMBERS: dict[str, Rule] = {
     "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
     "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE, "objective.huber_delta": RATE,
     "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": _or_null(DECAY), "keep_states": WHOLE,
-    "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT, 
+    "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT,
     "data.holdout": _or_null(COUNT),
     "data.bucket_step": _or_null(PIXELS), "data.unmasked_weight": SHARE, "prior.jpeg_quality": _or_null(QUALITY),
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
