@@ -6,6 +6,7 @@ Called by train.py, in the order of the functions below.
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
@@ -13,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from dreamlab import callbacks, loggers, precision, processes
 from dreamlab.adapters import adapt
+from dreamlab.attention import use_attention
 from dreamlab.average import Average
 from dreamlab.config import build
 from dreamlab.models import Family, Options, load, pick_device
@@ -20,6 +22,7 @@ from dreamlab.module import DreamBooth, Objective
 from dreamlab.resume import Start, settings_that_matter
 from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
+from dreamlab.schedules import make_schedule
 from dreamlab.schema import Train
 from dreamlab.subject import Subject
 
@@ -54,6 +57,7 @@ def base_model(config: Train) -> Family:
     model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae, chosen.config, options)
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to(device)
+    use_attention(chosen.attention, model.parts().values())
     return model
 
 
@@ -88,16 +92,19 @@ def logger(config: Train, subject: Subject, run: RunDirectory) -> Logger | None:
 
 def module(config: Train, model: Family) -> DreamBooth:
     """The Lightning module, with the trained parts thawed."""
-    trained = adapt(model.parts(), config.adapter.train, config.model.gradient_checkpointing)
+    trained = adapt(
+        model.parts(), config.adapter.train, config.model.gradient_checkpointing,
+        precision.weight_dtype(config.precision),
+    )  # fmt: skip
     chosen = config.objective
     objective = Objective(
         config.prior_weight, chosen.min_snr_gamma, chosen.noise_offset,
         chosen.huber_delta if chosen.loss == "huber" else None,
     )  # fmt: skip
     return DreamBooth(
-        model, trained, build(config.optimizer), lr=config.lr, text_encoder_lr=config.text_encoder_lr,
-        text_encoder_stop=config.text_encoder_stop, schedule=config.schedule.name, warmup=config.schedule.warmup,
-        steps=config.steps, seed=config.seed, objective=objective,
+        model, trained, build(config.optimizer), partial(make_schedule, chosen=config.schedule, steps=config.steps),
+        lr=config.lr, text_encoder_lr=config.text_encoder_lr, text_encoder_stop=config.text_encoder_stop,
+        seed=config.seed, objective=objective,
     )  # fmt: skip
 
 
@@ -126,7 +133,7 @@ def trainer(
         strategy=processes.strategy(devices, config.trainer.strategy, config.text_encoder_stop is not None),
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
-        plugins=[precision.plugin(config.precision, device)], logger=logger or False, callbacks=watching,
+        plugins=[precision.plugin(config.precision, device, config.seed)], logger=logger or False, callbacks=watching,
         default_root_dir=run.path, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip

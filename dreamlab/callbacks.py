@@ -25,6 +25,7 @@ from torch import Tensor
 from dreamlab.loggers import log_images
 from dreamlab.loss import masked_mean
 from dreamlab.pictures import save_png
+from dreamlab.precision import scaler_metrics
 from dreamlab.progress import progress
 from dreamlab.runs import RunDirectory, written_whole
 
@@ -100,6 +101,7 @@ class Metrics(Updates):
             **mean_losses(errors, timesteps, is_prior, module.objective.prior_weight, len(module.model.alphas_cumprod)),
             "train/grad_norm": module.grad_norm.item(),
             **module.rates,
+            **scaler_metrics(trainer.precision_plugin),
             "perf/images_per_s": self.images_per_update / (now - self._since),
             "perf/peak_gib": peak_gib(module.device),
         }

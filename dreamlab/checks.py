@@ -12,14 +12,17 @@ from typing import Any
 import torch
 
 from dreamlab.adapters import KINDS as ADAPTERS
-from dreamlab.config import build
+from dreamlab.adapters import check_train
+from dreamlab.attention import CHOICES as ATTENTIONS
+from dreamlab.attention import check_attention
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
 from dreamlab.models import find, pick_device
-from dreamlab.optim import SCHEDULES, ignores_steps
-from dreamlab.precision import check_precision
+from dreamlab.optim import check_optimizer
+from dreamlab.precision import PRECISIONS, check_precision
 from dreamlab.runs import cache_dir
 from dreamlab.sample import SAMPLERS
+from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
 from dreamlab.subject import Subject, read_subject
 
@@ -54,17 +57,18 @@ NUMBERS: dict[str, Rule] = {
     "data.bucket_step": _or_null(PIXELS), "data.unmasked_weight": SHARE, "prior.jpeg_quality": _or_null(QUALITY),
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
 }  # fmt: skip
+TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 CHOICES = {
-    "schedule.name": SCHEDULES, "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
+    "model.family": tuple(TRAINABLE), "precision": PRECISIONS, "schedule.name": tuple(SCHEDULES),
+    "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
     "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS),
     "sampling.sampler": tuple(SAMPLERS),
-    "model.padding": ("full", "longest"), "model.attention": ("sdpa", "xformers"),
+    "model.padding": ("full", "longest"), "model.attention": ATTENTIONS,
     "data.mask": ("none", "file", "alpha"),
     "data.background": ("white", "black"), "data.resample": ("lanczos", "bilinear"), "objective.loss": ("l2", "huber"),
     "data.pairing": ("independent", "by_index"), "prior.kind": ("images", "distill", "none"),
     "count": ("updates", "micro_batches"), "trainer.strategy": ("ddp", "fsdp"),
 }  # fmt: skip
-TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 
 
 def _value(config: Train, key: str) -> Any:
@@ -84,14 +88,14 @@ def check(config: Train) -> tuple[Train, Subject]:
         if _value(config, key) not in choices:
             value = str(_value(config, key))
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
-    _parts(config)
-    check_precision(config.precision)
-    pick_device(config.device)
+    check_train(config.adapter.train, TRAINABLE[config.model.family])
+    check_precision(config)
+    check_attention(config.model.attention, pick_device(config.device))
     find(config.model.source)
     if config.model.vae:
         find(config.model.vae)
-    _schedule(config)
-    _optimizer(config)
+    check_schedule(config.schedule, config.steps, config.lr)
+    check_optimizer(config)
     _pairs(config)
     config = _normal(config)
     subject = read_subject(config)
@@ -157,42 +161,6 @@ def _refuse_added_keys(node: Any, prefix: str = "") -> None:
             raise UserError(f"There is no setting called {prefix + key!r}.{did_you_mean(key, known)}")
         if dataclasses.is_dataclass(value):
             _refuse_added_keys(value, f"{prefix}{key}.")
-
-
-def _parts(config: Train) -> None:
-    """The model's family, and which of its parts are to learn."""
-    family, train = config.model.family, config.adapter.train
-    if family not in TRAINABLE:
-        raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, TRAINABLE)}")
-    if not train:
-        raise UserError("adapter.train is empty: nothing would learn. Give adapter.train=[unet,text_encoder].")
-    for name in train:
-        if name not in TRAINABLE[family]:
-            raise UserError(
-                f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, TRAINABLE[family])}"
-            )
-
-
-def _schedule(config: Train) -> None:
-    """Schedules and warmups that fit together."""
-    name, warmup = config.schedule.name, config.schedule.warmup
-    if name == "constant" and warmup:
-        raise UserError("schedule=constant has no warmup. Use schedule=constant_with_warmup, or schedule.warmup=0.")
-    if not ignores_steps(name) and warmup >= config.steps:
-        raise UserError(
-            f"schedule.warmup={warmup} leaves none of steps={config.steps} for schedule={name} to fall in:"
-            " give a smaller warmup or more steps."
-        )
-
-
-def _optimizer(config: Train) -> None:
-    """The optimizer, tried on one number: what its arguments may be, only it knows."""
-    make = build(config.optimizer)
-    try:
-        make([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
-    except (TypeError, ValueError, AssertionError) as error:
-        given = {key: value for key, value in config.optimizer.items() if key != "_target_"}
-        raise UserError(f"{config.optimizer['_target_']} refuses {given}: {error}. Change optimizer.<name>.") from None
 
 
 def _make_folder(key: str, folder: Path) -> None:

@@ -184,4 +184,3 @@ def _told(name: str, estimate: Estimate) -> dict[str, float]:
     if estimate.low is not None and estimate.high is not None:
         numbers |= {f"eval/{name}_low": estimate.low, f"eval/{name}_high": estimate.high}
     return numbers
-

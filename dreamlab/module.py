@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.optimization import get_scheduler
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dreamlab.data import Batch
 from dreamlab.diffusion import add_noise, min_snr_weights, target
@@ -45,17 +46,18 @@ class DreamBooth(LightningModule):
     """Trains `trained`, some parts of `model`, on batches of instance and prior samples."""
 
     def __init__(
-        self, model: Family, trained: nn.ModuleDict, optimizer: Callable[..., torch.optim.Optimizer], *,
-        lr: float, steps: int, seed: int, objective: Objective, text_encoder_lr: float | None = None,
-        text_encoder_stop: int | None = None, schedule: str = "constant", warmup: int = 0,
+        self, model: Family, trained: nn.ModuleDict, optimizer: Callable[..., Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler], *,
+        lr: float, seed: int, objective: Objective, text_encoder_lr: float | None = None,
+        text_encoder_stop: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.trained = trained
         # Held in a tuple, since Lightning would register (and checkpoint) networks found on a plain attribute.
         self._model = (model,)
-        self._optimizer = optimizer
-        self.lr, self.text_encoder_lr, self.schedule, self.warmup = lr, text_encoder_lr, schedule, warmup
-        self.steps, self.seed, self.objective, self.text_encoder_stop = steps, seed, objective, text_encoder_stop
+        self._optimizer, self._schedule = optimizer, schedule
+        self.lr, self.text_encoder_lr, self.text_encoder_stop = lr, text_encoder_lr, text_encoder_stop
+        self.seed, self.objective = seed, objective
         self._texts: dict[tuple[int, ...], Tensor] = {}  # what a frozen text encoder makes of each prompt
         # What callbacks.Metrics reads after each update, and empties
         self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # each micro-batch's errors, timesteps and is_prior (B,)
@@ -139,19 +141,31 @@ class DreamBooth(LightningModule):
         """Lightning's hook for a batch that is no dictionary."""
         return batch.to(device)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out frozen weights that lie beside trained ones."""
+        for name, weight in self.named_parameters():
+            if not weight.requires_grad:
+                checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the frozen ones be those of the base model, so that nothing else may be missing."""
+        frozen = {name: weight for name, weight in self.named_parameters() if not weight.requires_grad}
+        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
         optimizer = self._optimizer(
             parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr), lr=self.lr
         )
-        schedule = get_scheduler(self.schedule, optimizer, num_warmup_steps=self.warmup, num_training_steps=self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
         gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.rates = {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+        self.rates = {  # Prodigy multiplies its rate by its own estimate d
+            f"train/lr_{group['name']}": group["lr"] * group.get("d", 1.0) for group in optimizer.param_groups
+        }
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Free the gradients as soon as they are used: Lightning would hold them through the next forward pass."""

@@ -25,7 +25,8 @@ class Use(IntEnum):
     BUCKET = 7
     FIXED_CROP = 8
     OFFSET = 9
-    PROBE = 10
+    ROUNDING = 10
+    PROBE = 11
 
 
 def generator(seed: int, use: Use, update: int, sample: int, is_prior: bool = False) -> np.random.Generator:
@@ -55,6 +56,16 @@ def timesteps(
         for sample, prior in zip(samples, is_prior, strict=True)
     ]
     return torch.tensor(drawn, dtype=torch.int64)
+
+
+def torch_generator(seed: int, use: Use, update: int, device: torch.device) -> torch.Generator:
+    """The device's own generator for one use of one update, where as many numbers are drawn as there are weights.
+
+    What it draws is the same at every call, but differs from one kind of device to another.
+    """
+    made = torch.Generator(device)
+    made.manual_seed(int(generator(seed, use, update, 0).integers(2**32)))
+    return made
 
 
 def permutation(seed: int, use: Use, number: int, size: int, is_prior: bool = False) -> list[int]:

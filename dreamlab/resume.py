@@ -16,8 +16,8 @@ import torch
 
 from dreamlab.config import WITHOUT_EFFECT, signature
 from dreamlab.errors import UserError
-from dreamlab.optim import ignores_steps
 from dreamlab.runs import RunDirectory
+from dreamlab.schedules import ignores_steps
 from dreamlab.schema import Train
 from dreamlab.subject import Subject
 

@@ -135,11 +135,11 @@ def sample(settings: Sample) -> Path:
     _check(settings)
     from dreamlab.models import load, pick_device
     from dreamlab.pictures import grid, save_png
-    from dreamlab.precision import check_precision
+    from dreamlab.precision import check_forward
     from dreamlab.progress import progress
     from dreamlab.runs import RunDirectory, source_of
 
-    check_precision(settings.precision)
+    check_forward(settings.precision)
     device, source = pick_device(settings.device), source_of(settings.run)
     model = load("stable_diffusion", source, config=settings.config)
     side = model.default_resolution()
