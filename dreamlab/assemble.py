@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from torch.utils.data import DataLoader
 
-from dreamlab import callbacks, loggers, precision
+from dreamlab import callbacks, checkpoints, loggers, precision, snapshots
 from dreamlab.adapters import adapt
 from dreamlab.checks import Subject
 from dreamlab.config import build
@@ -127,22 +127,30 @@ def batches(config: Train, sets: list[ImageSet], start: Start) -> DataLoader[Any
     return DataLoader(TrainingData(sets, config.seed, config.batch_size, config.accumulate, start.update), None)
 
 
+def kept(config: Train, subject: Subject, run: RunDirectory, start: Start) -> list[Callback]:
+    """Snapshots, where they are wanted, and resume states: in this order, so that no state outruns its snapshot."""
+    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
+    states = checkpoints.ResumeState(run, every, config.keep_states, settings, start.signature)
+    if config.snapshot_every is None:
+        return [states]
+    about = {"instance_prompt": subject.instance_prompt, "base": snapshots.base_of(config.model)}
+    return [checkpoints.Snapshots(run, config.snapshot_every, config.keep_snapshots, about), states]
+
+
 def trainer(
     config: Train, subject: Subject, run: RunDirectory, start: Start, sampling: Callback, logger: Logger | None
 ) -> Trainer:
     """Lightning's trainer with our callbacks; it counts updates, not micro-batches, in `max_steps`."""
     device = pick_device(config.device)
     per_update = config.batch_size * config.accumulate * (2 if config.prior_weight > 0 else 1)
-    state = settings_that_matter(config, subject.digest)
     watching: list[Callback] = [
         callbacks.Metrics(run, per_update), callbacks.TrainingProgress(config.steps), sampling,
-        callbacks.ResumeState(run, config.save_every or max(1, config.steps // 4), state, start.signature),
-        callbacks.StopCleanly(),
+        *kept(config, subject, run, start), callbacks.StopCleanly(),
     ]  # fmt: skip
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
-        plugins=[precision.plugin(config.precision, device)], logger=logger or False, callbacks=watching,
-        default_root_dir=run.path, enable_checkpointing=False, enable_progress_bar=False,
+        plugins=[precision.plugin(config.precision, device), checkpoints.StateFiles()], logger=logger or False,
+        callbacks=watching, default_root_dir=run.path, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip

@@ -28,19 +28,21 @@ if TYPE_CHECKING:
 def train(config: Train) -> "RunDirectory":
     """Teach one subject; returns the run's directory. UserError for anything that the person can mend."""
     from dreamlab.checks import check
-    from dreamlab.resume import open_run
+    from dreamlab.claim import claimed
+    from dreamlab.resume import folder_of, open_run
 
     config, subject = check(config)
-    run, start = open_run(config, subject)
-    if start.is_finished:
-        return run
-    from dreamlab import assemble
+    with claimed(folder_of(config, subject)):
+        run, start = open_run(config, subject)
+        if start.is_finished:
+            return run
+        from dreamlab import assemble
 
-    with run.guarded(start.signature, start.update):
-        assemble.record(config, subject, run)
-        model = assemble.base_model(config)
-        sets = assemble.image_sets(config, subject, model)
-        fit(config, subject, run, start, model, sets)
+        with run.guarded(start.signature, start.update):
+            assemble.record(config, subject, run)
+            model = assemble.base_model(config)
+            sets = assemble.image_sets(config, subject, model)
+            fit(config, subject, run, start, model, sets)
     return run
 
 
