@@ -23,6 +23,7 @@ from dreamlab.runs import write_json
 from dreamlab.schema import Model
 from dreamlab.whole import written_whole
 
+_PREFIX = "text_model."  # stands before a text encoder's names in files; in memory only for some versions
 BASE = ("family", "source", "revision", "variant", "vae", "config")  # what names a base model: load()'s arguments
 
 
@@ -40,7 +41,9 @@ def write_snapshot(folder: Path, weights: Mapping[str, Tensor], about: Mapping[s
     parts: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights.items():
         part, _, key = name.partition(".")
-        parts.setdefault(part, {})[key] = weight.detach().half().cpu().contiguous()
+        parts.setdefault(part, {})[_PREFIX * part.startswith("text_encoder") + key.removeprefix(_PREFIX)] = (
+            weight.detach().half().cpu().contiguous()
+        )
     with written_whole(folder) as temporary:
         temporary.mkdir()
         for part, state in parts.items():
@@ -91,6 +94,8 @@ def _fill(part: nn.Module, file: Path, base: str) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}). Choose another snapshot.") from None
     own = part.state_dict()
+    names = {name.removeprefix(_PREFIX): name for name in own}
+    weights = {names.get(name.removeprefix(_PREFIX), name): weight for name, weight in weights.items()}
     strange = [name for name, weight in weights.items() if name not in own or own[name].shape != weight.shape]
     if strange:
         raise UserError(

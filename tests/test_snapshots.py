@@ -76,6 +76,13 @@ def test_only_weights_that_learn_are_kept_and_the_rest_comes_from_the_base(model
     assert after[f"unet.{name}"].dtype == torch.float32
 
 
+def test_names_are_those_of_diffusers_files(train_run: TrainRun) -> None:
+    run = train_run("steps=1", "snapshot_every=1")
+    for part, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        saved, snapped = load_file(run.model / part / f"{file}.safetensors"), f"update-000001/{part}.safetensors"
+        assert load_file(run.snapshots / snapped).keys() == saved.keys()
+
+
 def test_frozen_weights_of_a_trained_part_are_left_out(model: Family) -> None:
     module = torch.nn.Module()
     module.trained = torch.nn.ModuleDict({"unet": model.parts()["unet"]})
