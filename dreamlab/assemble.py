@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import callbacks, loggers, precision, processes
+from dreamlab import callbacks, checkpoints, loggers, precision, processes, snapshots
 from dreamlab.adapters import adapt
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
@@ -113,6 +113,17 @@ def average(config: Train, module: DreamBooth) -> Average | None:
     return Average(module.trained, config.ema) if config.ema is not None else None
 
 
+def kept(config: Train, subject: Subject, run: RunDirectory, start: Start, averaged: Average | None) -> list[Callback]:
+    """Snapshots, where they are wanted, and resume states: in this order, so that no state outruns its snapshot."""
+    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
+    states = checkpoints.ResumeState(run, every, config.keep_states, settings, start.signature)
+    if config.snapshot_every is None:
+        return [states]
+    about = {"instance_prompt": subject.instance_prompt, "base": snapshots.base_of(config.model)}
+    weights = averaged.weights if averaged else checkpoints.learnt
+    return [checkpoints.Snapshots(run, config.snapshot_every, config.keep_snapshots, about, weights), states]
+
+
 def trainer(
     config: Train, subject: Subject, run: RunDirectory, start: Start, sampling: Callback, logger: Logger | None,
     averaged: Average | None = None,
@@ -121,19 +132,18 @@ def trainer(
     device = pick_device(config.device)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
-    state = settings_that_matter(config, subject.digest)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
         callbacks.Metrics(run, per_update), callbacks.TrainingProgress(config.steps), sampling,
-        callbacks.ResumeState(run, config.save_every or max(1, config.steps // 4), state, start.signature),
-        callbacks.StopCleanly(),
+        *kept(config, subject, run, start, averaged), callbacks.StopCleanly(),
     ]  # fmt: skip
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=devices,
         strategy=processes.strategy(devices, config.trainer.strategy, config.text_encoder_stop is not None),
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
-        plugins=[precision.plugin(config.precision, device, config.seed)], logger=logger or False, callbacks=watching,
-        default_root_dir=run.path, enable_checkpointing=False, enable_progress_bar=False,
+        plugins=[precision.plugin(config.precision, device, config.seed), checkpoints.StateFiles()],
+        logger=logger or False, callbacks=watching, default_root_dir=run.path, enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip

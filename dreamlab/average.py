@@ -40,6 +40,10 @@ class Average(Updates):
         finally:
             self._write(own)
 
+    def weights(self, module: Any) -> dict[str, torch.Tensor]:
+        """The average of every weight of `module.trained`, by name: what a snapshot is made of."""
+        return dict(self.average.module.state_dict())
+
     def _write(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, weight in self.trained.named_parameters():

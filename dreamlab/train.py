@@ -30,24 +30,26 @@ if TYPE_CHECKING:
 def train(config: Train) -> "RunDirectory":
     """Teach a subject; returns the run's directory. UserError for anything that the person can mend."""
     from dreamlab.checks import check
+    from dreamlab.claim import claimed
     from dreamlab.processes import local_rank
-    from dreamlab.resume import open_run
+    from dreamlab.resume import folder_of, open_run
 
     config, subject = check(config)
     joins = local_rank() > 0
-    run, start = open_run(config, subject, joins)
-    if start.is_finished:
-        return run
-    from dreamlab import assemble, feed
+    with contextlib.nullcontext() if joins else claimed(folder_of(config, subject)):
+        run, start = open_run(config, subject, joins)
+        if start.is_finished:
+            return run
+        from dreamlab import assemble, feed
 
-    with contextlib.nullcontext() if joins else run.guarded(start.signature, start.update):
-        if not joins:
-            assemble.record(config, subject, run)
-        model = assemble.base_model(config)
-        sets = feed.image_sets(config, subject, model)
-        module = assemble.module(config, model)
-        fit = _join if joins else _lead
-        fit(config, subject, run, start, module, feed.batches(config, sets, start, module))
+        with contextlib.nullcontext() if joins else run.guarded(start.signature, start.update):
+            if not joins:
+                assemble.record(config, subject, run)
+            model = assemble.base_model(config)
+            sets = feed.image_sets(config, subject, model)
+            module = assemble.module(config, model)
+            fit = _join if joins else _lead
+            fit(config, subject, run, start, module, feed.batches(config, sets, start, module))
     return run
 
 

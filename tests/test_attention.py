@@ -13,7 +13,7 @@ from dreamlab.errors import UserError
 
 
 def test_without_a_gpu_it_is_refused_before_weights_load(settings: Settings) -> None:
-    with pytest.raises(UserError, match="needs a GPU.*model.attention=sdpa"):
+    with pytest.raises(UserError, match=r"needs a GPU.*model\.attention=sdpa"):
         check(settings("model.attention=xformers", "device=cpu"))
 
 
