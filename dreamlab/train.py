@@ -59,6 +59,7 @@ def _lead(
 ) -> None:  # fmt: skip
     """Sample, train, save, sample again; the run is left finished, or interrupted with a state to go on from."""
     from dreamlab import assemble, loggers, report
+    from dreamlab.processes import is_shared_out
 
     began, succeeded = time.perf_counter(), False
     logger = assemble.logger(config, subject, run)
@@ -72,9 +73,13 @@ def _lead(
         trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
         if trainer.global_step < config.steps:
             raise KeyboardInterrupt
+        model = module.model
+        if is_shared_out(config.trainer.devices, config.trainer.strategy):
+            model = assemble.gathered(config, run)
+            samples = assemble.samples(config, subject, run, model, None)
         samples.take(logger, config.steps)
         with average.in_use() if average else contextlib.nullcontext():
-            run.save_model(module.model)
+            run.save_model(model)
         if subject.sample_prompts:
             report.draw_grid(run, run.grid)
         run.set_status("finished", update=config.steps, signature=start.signature, seconds=time.perf_counter() - began)
