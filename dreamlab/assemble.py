@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
+import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import callbacks, loggers, precision, processes
+from dreamlab import callbacks, checkpoints, loggers, precision, processes, snapshots
 from dreamlab.adapters import adapt
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
@@ -108,9 +109,32 @@ def module(config: Train, model: Family) -> DreamBooth:
     )  # fmt: skip
 
 
+def gathered(config: Train, run: RunDirectory) -> Family:
+    """The model with the weights of the run's last state: where they were shared out, no process has them all."""
+    model = base_model(config)
+    state = torch.load(run.states()[0], map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    for name, part in model.parts().items():
+        prefix = f"trained.{name}."
+        own = part.state_dict()
+        own.update({key.removeprefix(prefix): weight for key, weight in state.items() if key.startswith(prefix)})
+        part.load_state_dict(own)
+    return model
+
+
 def average(config: Train, module: DreamBooth) -> Average | None:
     """The running average of the trained weights, where one is asked for."""
     return Average(module.trained, config.ema) if config.ema is not None else None
+
+
+def kept(config: Train, subject: Subject, run: RunDirectory, start: Start, averaged: Average | None) -> list[Callback]:
+    """Snapshots, where they are wanted, and resume states: in this order, so that no state outruns its snapshot."""
+    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
+    states = checkpoints.ResumeState(run, every, config.keep_states, settings, start.signature)
+    if config.snapshot_every is None:
+        return [states]
+    about = {"instance_prompt": subject.instance_prompt, "base": snapshots.base_of(config.model)}
+    weights = averaged.weights if averaged else checkpoints.learnt
+    return [checkpoints.Snapshots(run, config.snapshot_every, config.keep_snapshots, about, weights), states]
 
 
 def trainer(
@@ -119,21 +143,24 @@ def trainer(
 ) -> Trainer:  # fmt: skip
     """Lightning's trainer with our callbacks; it counts updates, not micro-batches, in `max_steps`."""
     device = pick_device(config.device)
+    is_shared_out = processes.is_shared_out(config.trainer.devices, config.trainer.strategy)
+    chosen = precision.plugin(config.precision, device, config.seed)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
-    state = settings_that_matter(config, subject.digest)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
         callbacks.Metrics(run, per_update), callbacks.TrainingProgress(config.steps), sampling,
-        callbacks.ResumeState(run, config.save_every or max(1, config.steps // 4), state, start.signature),
-        callbacks.StopCleanly(),
+        *kept(config, subject, run, start, averaged), callbacks.StopCleanly(),
     ]  # fmt: skip
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=devices,
         strategy=processes.strategy(devices, config.trainer.strategy, config.text_encoder_stop is not None),
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
-        plugins=[precision.plugin(config.precision, device, config.seed)], logger=logger or False, callbacks=watching,
-        default_root_dir=run.path, enable_checkpointing=False, enable_progress_bar=False,
+        plugins=[
+            processes.sharded_precision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
+        ],
+        logger=logger or False, callbacks=watching, default_root_dir=run.path, enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip

@@ -13,10 +13,10 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dreamlab.callbacks import _Updates
+from dreamlab.callbacks import Updates
 
 
-class Average(_Updates):
+class Average(Updates):
     """Follows `trained` after every update; `in_use()` puts the average in its place for a while."""
 
     def __init__(self, trained: nn.Module, decay: float) -> None:
@@ -39,6 +39,10 @@ class Average(_Updates):
             yield
         finally:
             self._write(own)
+
+    def weights(self, module: Any) -> dict[str, torch.Tensor]:
+        """The average of every weight of `module.trained`, by name: what a snapshot is made of."""
+        return dict(self.average.module.state_dict())
 
     def _write(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

@@ -1,10 +1,9 @@
-"""What happens beside training: progress, metrics, samples, resume states, and a clean end on Ctrl-C.
+"""What happens beside training: progress, metrics, samples, and a clean end on Ctrl-C.
 
 None of these touches the weights, the gradients or a random state, so training is the same with and without them. An
-"update" is one optimizer step; the trainer calls hooks per micro-batch, and `_Updates` tells the two apart.
+"update" is one optimizer step; the trainer calls hooks per micro-batch, and `Updates` tells the two apart.
 """
 
-import os
 import resource
 import signal
 import sys
@@ -27,7 +26,7 @@ from dreamlab.loss import masked_mean
 from dreamlab.pictures import save_png
 from dreamlab.precision import scaler_metrics
 from dreamlab.progress import progress
-from dreamlab.runs import RunDirectory, written_whole
+from dreamlab.runs import RunDirectory
 
 
 def peak_gib(device: torch.device) -> float:
@@ -38,7 +37,7 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class _Updates(Callback):
+class Updates(Callback):
     """Calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
 
     _seen = 0
@@ -55,7 +54,7 @@ class _Updates(Callback):
         raise NotImplementedError
 
 
-class TrainingProgress(_Updates):
+class TrainingProgress(Updates):
     """A bar over updates, with the instance loss beside it."""
 
     def __init__(self, steps: int) -> None:
@@ -78,7 +77,7 @@ class TrainingProgress(_Updates):
         self._stack.close()
 
 
-class Metrics(_Updates):
+class Metrics(Updates):
     """One line of metrics.jsonl per update, and the same numbers to the logger."""
 
     def __init__(self, run: RunDirectory, images_per_update: int) -> None:
@@ -133,7 +132,7 @@ def mean_losses(
 OnImage = Callable[[int, Image], None]
 
 
-class Samples(_Updates):
+class Samples(Updates):
     """Draws the sample prompts at intervals (and when train.py asks: before and after), always from the same seeds."""
 
     def __init__(
@@ -174,39 +173,7 @@ class Samples(_Updates):
         log_images(logger, images, [f"{prompt} | seed {seed}" for prompt, seed in pairs], update)
 
 
-class ResumeState(Callback):
-    """Keeps resume/last.ckpt: every `every` updates and at the end of training, whole or not at all."""
-
-    def __init__(self, run: RunDirectory, every: int, settings: dict[str, Any], signature: str) -> None:
-        self.run, self.every, self.settings, self.signature = run, every, settings, signature
-        self._saved = 0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save between two micro-batches: in `on_train_batch_end` the loop has not yet counted the last one."""
-        if trainer.global_step > self._saved and trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where training ended, by itself or by Ctrl-C."""
-        if trainer.global_step > self._saved:
-            self.save(trainer)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Settings ride along, so that a resume with others can be refused."""
-        checkpoint["dreamlab"] = {"settings": self.settings, "update": trainer.global_step}
-
-    def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint and say so in status.json."""
-        self._saved = trainer.global_step
-        if not trainer.is_global_zero:  # takes part in gathering, and leaves writing to the first process
-            trainer.save_checkpoint(self.run.checkpoint)
-            return
-        with written_whole(self.run.checkpoint) as temporary:
-            trainer.save_checkpoint(temporary)
-        self.run.set_status("running", update=self._saved, signature=self.signature, pid=os.getpid())
-
-
-class StopCleanly(_Updates):
+class StopCleanly(Updates):
     """Ctrl-C and SIGTERM end training after the update in flight; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:

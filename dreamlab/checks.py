@@ -26,19 +26,24 @@ from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
 from dreamlab.subject import Subject, read_subject
 
-WHOLE = (lambda value: value >= 1, "give a whole number, 1 or more")
-SOME = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
-COUNT = (lambda value: value >= 0, "give 0 or a whole number above")
-RATE = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
-WEIGHT = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
-OPTIONAL_WHOLE = (lambda value: value is None or value >= 1, "give a whole number, 1 or more, or null")
-OPTIONAL_RATE = (lambda value: value is None or RATE[0](value), "give a number above 0, or null")
-SHARE = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
-OPTIONAL_SHARE = (lambda value: value is None or 0 < value < 1, "give a number between 0 and 1, such as 0.999, or null")
-OPTIONAL_QUALITY = (lambda value: value is None or 1 <= value <= 100, "give a whole number from 1 to 100, or null: PNG")
-PIXELS = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
-OPTIONAL_PIXELS = (lambda value: value is None or PIXELS[0](value), "give a multiple of 8 pixels, or null")
-NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
+
+
+def _or_null(rule: Rule) -> Rule:
+    return (lambda value: value is None or rule[0](value), f"{rule[1]}, or null")
+
+
+WHOLE: Rule = (lambda value: value >= 1, "give a whole number, 1 or more")
+SOME: Rule = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
+COUNT: Rule = (lambda value: value >= 0, "give 0 or a whole number above")
+RATE: Rule = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
+WEIGHT: Rule = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
+SHARE: Rule = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
+DECAY: Rule = (lambda value: 0 < value < 1, "give a number between 0 and 1, such as 0.999")
+QUALITY: Rule = (lambda value: 1 <= value <= 100, "give a whole number from 1 to 100")
+PIXELS: Rule = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
+OPTIONAL_WHOLE, OPTIONAL_RATE = _or_null(WHOLE), _or_null(RATE)
+NUMBERS: dict[str, Rule] = {
     "lr": RATE, "text_encoder_lr": OPTIONAL_RATE, "steps": WHOLE, "batch_size": WHOLE, "accumulate": WHOLE,
     "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": SOME, "resolution": PIXELS,
     "max_grad_norm": OPTIONAL_RATE,
@@ -46,9 +51,10 @@ NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prior.guidance": WEIGHT, "prior.batch_size": WHOLE, "prior.seed": COUNT, "sampling.steps": WHOLE,
     "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
     "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE, "objective.huber_delta": RATE,
-    "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": OPTIONAL_SHARE, "keep_states": WHOLE,
+    "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": _or_null(DECAY), "keep_states": WHOLE,
     "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT,
-    "data.bucket_step": OPTIONAL_PIXELS, "data.unmasked_weight": SHARE, "prior.jpeg_quality": OPTIONAL_QUALITY,
+    "data.holdout": _or_null(COUNT),
+    "data.bucket_step": _or_null(PIXELS), "data.unmasked_weight": SHARE, "prior.jpeg_quality": _or_null(QUALITY),
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
 }  # fmt: skip
 TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
@@ -130,7 +136,8 @@ def _pairs(config: Train) -> None:
             )
     if config.text_encoder_stop is not None and not any(p.startswith("text_encoder") for p in config.adapter.train):
         raise UserError("text_encoder_stop: the text encoder doesn't learn at all. Leave it out, or see adapter.train.")
-    if config.trainer.strategy == "fsdp" and several and (config.sample_every or config.ema is not None):
+    on_the_way = config.sample_every or config.snapshot_every or config.ema is not None
+    if config.trainer.strategy == "fsdp" and several and on_the_way:
         raise UserError(
             "trainer.strategy=fsdp can't sample or average on the way. Leave out sample_every and ema, or use ddp."
         )

@@ -43,6 +43,10 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
         return f"There is no {group or 'config'} called {choice!r}.{did_you_mean(choice, error.options or ())}"
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quotes around a value with spaces or brackets."
+    ambiguous = re.match(r"Ambiguous value for argument '(\w[\w.]*)=(.*)'", text)
+    if ambiguous:  # only a sweep takes a,b
+        key, value = ambiguous.groups()
+        return f"{key}={value} has a comma: write {key}=[{value}] for a list, or \"{key}='{value}'\" for one text."
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in", text)
     if unknown:
         key = next(group for group in unknown.groups() if group)

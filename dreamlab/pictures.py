@@ -1,7 +1,7 @@
 """Pictures: PNG files that carry the settings that made them, and labelled grids to look at."""
 
 import json
-import textwrap
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,22 +44,51 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str], tile_px: int = 160) -> Image.Image:
     """Rows of images under column titles, each row behind its label; a row may be shorter than the titles."""
-    font = ImageFont.load_default(12)
-    left, gap, line = 76, 6, 15
-    titles = [textwrap.wrap(title, max(8, tile_px // 7)) for title in columns]
-    top = line * max((len(title) for title in titles), default=0) + 2 * gap
-    width = left + len(columns) * (tile_px + gap)
-    sheet = Image.new("RGB", (width, top + len(rows) * (tile_px + gap)), "white")
+    font, gap, line = ImageFont.load_default(12), 6, 15
+    titles = [_wrapped(title, font, tile_px - gap) for title in columns]
+    widest = max((font.getlength(text) for label, _ in rows for text in label.splitlines()), default=0)
+    room = max(64, min(math.ceil(widest), tile_px))  # for the labels
+    labels = [_wrapped(label, font, room) for label, _ in rows]
+    tiles = [[_scaled(image, tile_px) for image in images[: len(columns)]] for _, images in rows]
+    heights = [
+        max(line * len(label), *(tile.height for tile in row), 0) + gap
+        for label, row in zip(labels, tiles, strict=True)
+    ]
+    left, top = room + 2 * gap, line * max(map(len, titles), default=0) + 2 * gap
+    sheet = Image.new("RGB", (left + len(columns) * (tile_px + gap), top + sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         pen.text((left + column * (tile_px + gap), gap), "\n".join(title), fill="black", font=font)
-    for row, (label, images) in enumerate(rows):
-        y = top + row * (tile_px + gap)
-        pen.text((gap, y + gap), "\n".join(textwrap.wrap(label, 10)), fill="black", font=font)
-        for column, image in enumerate(images[: len(columns)]):
-            scale = tile_px / max(image.size)
-            small = image.resize(
-                (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-            )
-            sheet.paste(small, (left + column * (tile_px + gap), y))
+    y = top
+    for label, row, height in zip(labels, tiles, heights, strict=True):
+        pen.text((gap, y), "\n".join(label), fill="black", font=font)
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (left + column * (tile_px + gap), y))
+        y += height
     return sheet
+
+
+def _scaled(image: Image.Image, side_px: int) -> Image.Image:
+    """The image with its longer side at `side_px`."""
+    scale = side_px / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: Any, width_px: int) -> list[str]:
+    """The text in lines no wider than `width_px`, broken between words or, where one is too long, inside it."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        lines.append("")
+        for word in paragraph.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if font.getlength(longer) <= width_px:
+                lines[-1] = longer
+                continue
+            if lines[-1]:
+                lines.append("")
+            for letter in word:
+                if font.getlength(lines[-1] + letter) > width_px:
+                    lines.append("")
+                lines[-1] += letter
+    return lines

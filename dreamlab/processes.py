@@ -7,12 +7,20 @@ the same command when training begins; each finds the run and the caches that th
 import os
 from typing import Any
 
+from pytorch_lightning.plugins.precision import FSDPPrecision
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+
+SHARDED_PRECISION: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def local_rank() -> int:
     """Which of the processes this is, 0 for the first; Lightning and torchrun tell it by the environment."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_shared_out(devices: int, name: str) -> bool:
+    """Whether each process holds a share of the weights only."""
+    return devices > 1 and name == "fsdp"
 
 
 def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
@@ -27,3 +35,8 @@ def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
 
     blocks = {BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer}
     return FSDPStrategy(auto_wrap_policy=blocks, state_dict_type="full")
+
+
+def sharded_precision(name: str) -> FSDPPrecision:
+    """Lightning's precision for shares of weights, which plain autocast and scaler don't know."""
+    return FSDPPrecision(SHARDED_PRECISION[name])

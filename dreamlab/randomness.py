@@ -26,6 +26,7 @@ class Use(IntEnum):
     FIXED_CROP = 8
     OFFSET = 9
     ROUNDING = 10
+    PROBE = 11
 
 
 def generator(seed: int, use: Use, update: int, sample: int, is_prior: bool = False) -> np.random.Generator:

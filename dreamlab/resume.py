@@ -4,10 +4,10 @@ A run's directory is named after its signature, so the same command finds the sa
 if everything that decides the weights is the same; `steps` may differ where the schedule does not depend on it.
 """
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import torch
 
 from dreamlab.config import WITHOUT_EFFECT, signature
 from dreamlab.errors import UserError
-from dreamlab.runs import RunDirectory
+from dreamlab.runs import RunDirectory, cache_dir
 from dreamlab.schedules import ignores_steps
 from dreamlab.schema import Train
 from dreamlab.subject import Subject
+from dreamlab.whole import sweep
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
 ONLY_SHOWN = ("prompts", "sampling", "sample_every")
@@ -47,27 +48,30 @@ def settings_that_matter(config: Train, photos_digest: str) -> dict[str, Any]:
     return {**values, "photos": photos_digest}
 
 
+def folder_of(config: Train, subject: Subject) -> Path:
+    """The run's directory: its name, or the subjects and the signature."""
+    names = "-".join(f"{concept.token}-{concept.class_word}" for concept in subject.concepts)
+    slug = re.sub(r"\W+", "-", names)[:80]
+    return Path(config.out).expanduser() / (config.name or f"{slug}-{signature(config, subject.digest)}")
+
+
 def open_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
-    """The run's directory and where to start; UserError where the directory holds something else.
+    """The run's directory and where to start; UserError where the directory holds another run.
 
     A process that `joins` others changes nothing and finds what the first one started from.
     """
-    own = signature(config, subject.digest)
-    names = "-".join(f"{concept.token}-{concept.class_word}" for concept in subject.concepts)
-    slug = re.sub(r"\W+", "-", names)[:80]
-    run = RunDirectory(Path(config.out).expanduser() / (config.name or f"{slug}-{own}"))
     if not joins:
-        _refuse_if_running(run)
+        sweep(cache_dir(config.cache_dir), older_than_s=3600)  # other machines may be writing there now
+    own = signature(config, subject.digest)
+    run = RunDirectory(folder_of(config, subject))
     if config.resume == "never":
         if not joins:
             run.clear()
         return run, Start(own)
     if config.resume != "auto":
-        return run, _continue(config, subject, own, _checkpoint_at(config.resume))
+        return run, _continue(config, subject, own, _states_at(config.resume))
     status = run.status()
     if not status:
-        if run.path.is_dir() and any(run.path.iterdir()):
-            raise UserError(f"{run.path} exists and is no run of dreamlab. Choose another name=... or out=...")
         return run, Start(own)
     if status.get("signature") != own:
         raise UserError(
@@ -76,35 +80,41 @@ def open_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunD
         )
     if status["state"] == "finished":
         return run, Start(own, is_finished=True)
-    if not run.checkpoint.is_file():
+    if not run.states():
         return run, Start(own)
-    return run, _continue(config, subject, own, run.checkpoint)
+    return run, _continue(config, subject, own, run.states())
 
 
-def _refuse_if_running(run: RunDirectory) -> None:
-    """Two processes writing one run would ruin it."""
-    status = run.status()
-    if status.get("state") == "running" and status.get("pid") not in (None, os.getpid()):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(status["pid"], 0)
-            raise UserError(f"{run.path} is being trained by process {status['pid']}. Wait for it, or choose name=...")
-
-
-def _checkpoint_at(given: str) -> Path:
-    """The checkpoint file that `resume=<path>` means."""
+def _states_at(given: str) -> list[Path]:
+    """The states that `resume=<path>` means, the newest first."""
     path = Path(given).expanduser()
-    file = RunDirectory(path).checkpoint if path.is_dir() else path
-    if not file.is_file():
+    files = RunDirectory(path).states() if path.is_dir() else [path] if path.is_file() else []
+    if not files:
         raise UserError(f"resume={given}: there is no resume state. Give auto, never, a run directory or a .ckpt file.")
-    return file
+    return files
+
+
+def _newest_readable(files: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first of `files` that can be read, and what it says of its run; those passed over are named."""
+    broken = []
+    for file in files:
+        try:
+            about = _read(file)
+        except Exception as error:  # torch raises a different class for each way a file can be broken
+            broken.append(f"{file} is no readable resume state of dreamlab ({type(error).__name__})")
+            continue
+        if broken:
+            print(f"dreamlab: {'; '.join(broken)}: going on from update {about['update']}.", file=sys.stderr)
+        return file, about
+    raise UserError(f"{'; '.join(broken)}. Start over: resume=never.")
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The part of a checkpoint that says which run it is of; nothing is unpickled but tensors and plain containers."""
-    try:
-        about = torch.load(file, map_location="meta", weights_only=True, mmap=True)["dreamlab"]
-    except Exception as error:  # torch raises a different class for each way a file can be broken
-        raise UserError(f"{file} is no readable resume state of dreamlab ({type(error).__name__}).") from None
+    """The part of a state that says which run it is of; only tensors and plain containers are ever unpickled."""
+    about = torch.load(file, map_location="meta", weights_only=True, mmap=True)["dreamlab"]
+    with zipfile.ZipFile(file) as archive:  # a hole in the middle would only show in the weights
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile
     return dict(about)
 
 
@@ -117,9 +127,9 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             yield f"{prefix}{key} ({old} there, {new} now)"
 
 
-def _continue(config: Train, subject: Subject, own: str, file: Path) -> Start:
-    """A start at the state in `file`; UserError where that state belongs to a training that would differ."""
-    about = _read(file)
+def _continue(config: Train, subject: Subject, own: str, files: Sequence[Path]) -> Start:
+    """A start at the newest of the states; UserError where it belongs to a training that would differ."""
+    file, about = _newest_readable(files)
     now = settings_that_matter(config, subject.digest)
     before = dict(about["settings"])
     if ignores_steps(config.schedule.name):

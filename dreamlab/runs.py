@@ -3,16 +3,16 @@
     config.yaml     the resolved settings          card.json      versions, hardware, seeds, command, photos
     metrics.jsonl   one JSON object per update     status.json    running | finished | interrupted | failed
     samples/        update-000150/0000.png ...     grid.png       before and after, side by side
-    model/          the tuned diffusers folder     resume/        last.ckpt: everything to go on exactly
+    model/          the tuned diffusers folder     resume/        update-000150.ckpt: everything to go on exactly
+    snapshots/      update-000150/: fp16, see snapshots.py         .lock: held by the process that trains
 
-Files appear whole or not at all: each is written under a temporary name and renamed.
+Files appear whole or not at all: see whole.py.
 """
 
 import contextlib
 import json
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -24,22 +24,9 @@ from omegaconf import OmegaConf
 
 from dreamlab.errors import UserError
 from dreamlab.models import Family
+from dreamlab.whole import discard, written_whole
 
 RECORDED_PACKAGES = ("dreamlab", "torch", "diffusers", "transformers", "pytorch-lightning", "hydra-core", "numpy")
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -91,7 +78,22 @@ class RunDirectory:
         self.samples = path / "samples"
         self.grid = path / "grid.png"
         self.model = path / "model"
-        self.checkpoint = path / "resume" / "last.ckpt"
+        self.snapshots = path / "snapshots"
+        self.lock = path / ".lock"
+
+    def state(self, update: int) -> Path:
+        """Where the resume state of an update lies."""
+        return self.path / "resume" / f"update-{update:06d}.ckpt"
+
+    def states(self) -> list[Path]:
+        """The resume states that are there, the newest first; last.ckpt is what earlier versions wrote."""
+        old = self.path / "resume" / "last.ckpt"
+        return [*numbered(self.path / "resume"), *([old] if old.is_file() else [])]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest resume state; a path of nothing where there is none."""
+        return next(iter(self.states()), self.state(0))
 
     def status(self) -> dict[str, Any]:
         """The content of status.json, empty for a directory that is no run yet; UserError where it is unreadable."""
@@ -142,10 +144,11 @@ class RunDirectory:
             model.pipeline().save_pretrained(temporary)
 
     def clear(self) -> None:
-        """Remove what an earlier run left here, and nothing else."""
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.status():
-            raise UserError(f"{self.path} exists and is no run of dreamlab. Choose another name=... or out=...")
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what an earlier run left here; status.json, by which it is known for a run, goes last."""
+        if self.path.is_dir():
+            files = [file for file in self.path.iterdir() if file not in (self.lock, self.path / "status.json")]
+            for file in (*files, self.path / "status.json"):
+                discard(file)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
@@ -168,11 +171,35 @@ class RunDirectory:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def source_of(run: str) -> str:
-    """The model of a run's directory, or `run` itself where it is no run."""
-    folder = Path(run).expanduser()
+def numbered(folder: Path) -> list[Path]:
+    """What is called update-<number> in a folder, the highest number first."""
+    return sorted(folder.glob("update-*"), key=update_of, reverse=True)
+
+
+def update_of(path: Path) -> int:
+    """The number in a name such as update-000150.ckpt; -1 where there is none."""
+    digits = path.name.removeprefix("update-").split(".")[0]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def run_of(given: str) -> RunDirectory | None:
+    """The run that `given` is, or is a snapshot of; None for any other model."""
+    folder = Path(given).expanduser().resolve()
+    candidates = (folder, folder.parent.parent) if folder.parent.name == "snapshots" else (folder,)
+    return next((RunDirectory(path) for path in candidates if (path / "status.json").is_file()), None)
+
+
+def source_of(given: str) -> str:
+    """The model of a run's directory, or `given` itself where it is no run."""
+    folder = Path(given).expanduser()
     if not (folder / "status.json").is_file():
-        return run
-    if not (folder / "model").is_dir():
-        raise UserError(f"The run {run} holds no model yet: it has not finished. Resume it by its command.")
-    return str(folder / "model")
+        return given
+    run = RunDirectory(folder)
+    if run.model.is_dir():
+        return str(run.model)
+    names = [path.name for path in numbered(run.snapshots)]
+    remedy = "Resume it by its command"
+    if names:
+        listing = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+        remedy += f", or name a snapshot of it: run={run.snapshots / names[0]}{listing}"
+    raise UserError(f"The run {given} holds no model yet: it has not finished. {remedy}.")

@@ -6,9 +6,11 @@ global random state.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,59 +122,91 @@ def _check(settings: Sample) -> None:
             raise UserError(f"{key}={value}: give a multiple of 8 pixels.")
     if not settings.prompt.strip():
         raise UserError("prompt is empty. Say what to draw: prompt='a photo of a zwx dog'")
+    if not all(prompt.strip() for prompt in settings.prompt.split("|")):
+        raise UserError(f"prompt={settings.prompt!r}: there is nothing on one side of a |, which separates prompts.")
 
 
-def _folder_for(settings: Sample, is_run: bool) -> Path:
-    """Where the images go: `out`, or a folder named after the prompt, in the run or in outputs."""
+def _scales(settings: Sample) -> list[float]:
+    """The guidance scales: those given, else the one of the run's own samples, else 7.5, the field's habit."""
+    from dreamlab.runs import run_of
+
+    given = settings.guidance
+    if given is None:
+        run = run_of(settings.run)
+        given = run.read_config().get("sampling", {}).get("guidance", 7.5) if run else 7.5
+    scales = given if isinstance(given, list) else [given]
+    numbers = [scale for scale in scales if isinstance(scale, int | float) and not isinstance(scale, bool)]
+    if not scales or numbers != scales or not all(0 <= scale < math.inf for scale in numbers):
+        raise UserError(f"guidance={given}: give a number, 0 or more, or several such as guidance=[3,5,7.5].")
+    return list(dict.fromkeys(float(scale) for scale in numbers))
+
+
+def _folder_for(settings: Sample) -> Path:
+    """Where the images go: `out`, or a folder named after the prompt (and the snapshot), in the run or in outputs."""
+    from dreamlab.runs import run_of
+
     if settings.out:
         return Path(settings.out).expanduser()
     slug = re.sub(r"\W+", "-", settings.prompt).strip("-")[:60] or "prompt"
-    return (Path(settings.run).expanduser() if is_run else Path("outputs")) / "samples" / slug
+    given, run = Path(settings.run).expanduser(), run_of(settings.run)
+    if run is None:
+        return Path("outputs") / "samples" / slug
+    is_snapshot = given.resolve() != run.path
+    return (given.parent.parent if is_snapshot else given) / "samples" / (slug + f"-{given.name}" * is_snapshot)
 
 
 def sample(settings: Sample) -> Path:
-    """Draw what `settings` ask for; returns the folder of the images and their grid."""
+    """Draw what `settings` ask for, prompts x guidance scales x seeds; returns the folder of images and grid."""
     _check(settings)
-    from dreamlab.models import load, pick_device
+    from dreamlab.models import find, load, pick_device
     from dreamlab.pictures import grid, save_png
     from dreamlab.precision import check_forward
-    from dreamlab.progress import progress
-    from dreamlab.runs import RunDirectory, source_of
+    from dreamlab.runs import source_of
 
     check_forward(settings.precision)
-    device, source = pick_device(settings.device), source_of(settings.run)
+    scales, device, source = _scales(settings), pick_device(settings.device), find(source_of(settings.run))
     model = load("stable_diffusion", source, config=settings.config)
-    side = model.default_resolution()
-    guidance = settings.guidance
-    if guidance is None:  # as the run's own samples; 7.5, the field's habit, where it is no run
-        run = RunDirectory(Path(settings.run).expanduser())
-        guidance = float(run.read_config().get("sampling", {}).get("guidance", 7.5))
-    sampler = Sampler(
-        settings.sampler, settings.steps, guidance, settings.negative_prompt,
-        settings.height or side, settings.width or side,
-    )  # fmt: skip
-    prompts = [prompt.strip() for prompt in settings.prompt.split("|")]
-    pairs = [(prompt, settings.seed + k) for prompt in prompts for k in range(settings.n)]
-    out, images = _folder_for(settings, source != settings.run), []
-    shown = {key: value for key, value in asdict(sampler).items() if key != "name"}
-    how = {"model": settings.run, "sampler": sampler.name, **shown}
-    with progress("sampling", len(pairs)) as advance:
-
-        def keep(index: int, image: "Image") -> None:
-            prompt, seed = pairs[index]
-            images.append(image)
-            save_png(image, out / f"{index:04d}.png", {"prompt": prompt, "seed": seed, **how})
-            advance()
-
-        draw(
-            model, [prompt for prompt, _ in pairs], [seed for _, seed in pairs], sampler,
-            device=device, precision=settings.precision, batch_size=settings.batch_size, on_image=keep,
-        )  # fmt: skip
-    rows = [(prompt, images[i * settings.n : (i + 1) * settings.n]) for i, prompt in enumerate(prompts)]
+    rows = [(prompt.strip(), scale) for prompt in settings.prompt.split("|") for scale in scales]
+    out = _folder_for(settings)
+    images = _draw_rows(model, rows, settings, device, out)
+    labels = [prompt if len(scales) == 1 else f"{prompt}\nguidance {scale:g}" for prompt, scale in rows]
     columns = [f"seed {settings.seed + k}" for k in range(settings.n)]
-    save_png(grid(rows, columns), out / "grid.png", {"prompt": settings.prompt, **how})
+    sheet = grid(list(zip(labels, images, strict=True)), columns, min(320, max(160, *images[0][0].size)))
+    save_png(sheet, out / "grid.png", {"prompt": settings.prompt, "model": settings.run, "guidance": scales})
     print(out / "grid.png")
     return out
+
+
+def _draw_rows(
+    model: "Family", rows: Sequence[tuple[str, float]], settings: Sample, device: "torch.device", out: Path
+) -> "list[list[Image]]":
+    """Draw `n` seeds of each (prompt, guidance scale), each into a file of its own, numbered row by row."""
+    from dreamlab.pictures import save_png
+    from dreamlab.progress import progress
+
+    n, side, images = settings.n, model.default_resolution(), dict[int, "Image"]()
+
+    def keep(sampler: Sampler, numbers: Sequence[int], index: int, image: "Image") -> None:
+        number = numbers[index]
+        images[number] = image
+        shown = {key: value for key, value in asdict(sampler).items() if key != "name"}
+        about = {"prompt": rows[number // n][0], "seed": settings.seed + number % n, "model": settings.run}
+        save_png(image, out / f"{number:04d}.png", {**about, "sampler": sampler.name, **shown})
+        advance()
+
+    with progress("sampling", len(rows) * n) as advance:
+        for scale in dict.fromkeys(scale for _, scale in rows):
+            sampler = Sampler(
+                settings.sampler, settings.steps, scale, settings.negative_prompt,
+                settings.height or side, settings.width or side,
+            )  # fmt: skip
+            numbers = [number for number in range(len(rows) * n) if rows[number // n][1] == scale]
+            draw(
+                model, [rows[number // n][0] for number in numbers], [settings.seed + number % n for number in numbers],
+                sampler, device=device, precision=settings.precision, batch_size=settings.batch_size,
+                on_image=partial(keep, sampler, numbers),
+            )  # fmt: skip
+    return [[images[row * n + k] for k in range(n)] for row in range(len(rows))]
 
 
 @hydra.main(config_path=conf_dir(), config_name="sample", version_base="1.3")

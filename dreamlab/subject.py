@@ -18,6 +18,7 @@ from dreamlab.errors import UserError
 from dreamlab.photos import UPRIGHT, Loading, caption_of, digest, has_alpha, list_images, mask_of, read_mask, read_photo
 from dreamlab.schema import Train
 
+ENOUGH_TO_HOLD_ONE_OUT = 5
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -39,6 +40,7 @@ class Concept:
     instance_prompt: str
     class_prompt: str
     photos: list[Photo]
+    held_out: list[Photo]  # photos that are not learnt from, to measure with
     own: list[Photo]  # class images that the person has; the rest is drawn
     repeats: int = 1
 
@@ -115,7 +117,16 @@ def _concept(given: Given, config: Train) -> Concept:
             _photo(path, class_prompt, token, class_word, config, None)
             for path in own_images(Path(given.class_dir).expanduser(), may_be_empty)
         ]
-    return Concept(token, class_word, instance_prompt, class_prompt, found, own, given.repeats)
+    learnt, held_out = _set_aside(found, config.data.holdout, given.instance_dir)
+    return Concept(token, class_word, instance_prompt, class_prompt, learnt, held_out, own, given.repeats)
+
+
+def _set_aside(photos: list[Photo], holdout: int | None, folder: str) -> tuple[list[Photo], list[Photo]]:
+    """What is learnt from, and the last photos by name, which are only measured with."""
+    count = (1 if len(photos) >= ENOUGH_TO_HOLD_ONE_OUT else 0) if holdout is None else holdout
+    if count >= len(photos):
+        raise UserError(f"data.holdout={count} leaves none of the {len(photos)} photos in {folder} to learn from.")
+    return photos[: len(photos) - count], photos[len(photos) - count :]
 
 
 def _words(given: Given) -> tuple[str, str, str, str]:
@@ -209,8 +220,10 @@ def is_decodable(path: Path) -> bool:
 
 def _digest(concepts: list[Concept]) -> str:
     """Hash of every picture's and mask's content and of every word."""
-    pictures = [photo for concept in concepts for photo in (*concept.photos, *concept.own)]
+    pictures = [photo for concept in concepts for photo in (*concept.photos, *concept.held_out, *concept.own)]
     files = [file for photo in pictures for file in (photo.path, photo.mask) if file]
-    words = [[concept.instance_prompt, concept.class_prompt, concept.repeats] for concept in concepts]
+    words = [
+        [concept.instance_prompt, concept.class_prompt, concept.repeats, len(concept.held_out)] for concept in concepts
+    ]
     text = json.dumps([words, [photo.prompt for photo in pictures], digest(files)])
     return hashlib.sha256(text.encode()).hexdigest()

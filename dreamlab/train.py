@@ -30,24 +30,26 @@ if TYPE_CHECKING:
 def train(config: Train) -> "RunDirectory":
     """Teach a subject; returns the run's directory. UserError for anything that the person can mend."""
     from dreamlab.checks import check
+    from dreamlab.claim import claimed
     from dreamlab.processes import local_rank
-    from dreamlab.resume import open_run
+    from dreamlab.resume import folder_of, open_run
 
     config, subject = check(config)
     joins = local_rank() > 0
-    run, start = open_run(config, subject, joins)
-    if start.is_finished:
-        return run
-    from dreamlab import assemble, feed
+    with contextlib.nullcontext() if joins else claimed(folder_of(config, subject)):
+        run, start = open_run(config, subject, joins)
+        if start.is_finished:
+            return run
+        from dreamlab import assemble, feed
 
-    with contextlib.nullcontext() if joins else run.guarded(start.signature, start.update):
-        if not joins:
-            assemble.record(config, subject, run)
-        model = assemble.base_model(config)
-        sets = feed.image_sets(config, subject, model)
-        module = assemble.module(config, model)
-        fit = _join if joins else _lead
-        fit(config, subject, run, start, module, feed.batches(config, sets, start, module))
+        with contextlib.nullcontext() if joins else run.guarded(start.signature, start.update):
+            if not joins:
+                assemble.record(config, subject, run)
+            model = assemble.base_model(config)
+            sets = feed.image_sets(config, subject, model)
+            module = assemble.module(config, model)
+            fit = _join if joins else _lead
+            fit(config, subject, run, start, module, feed.batches(config, sets, start, module))
     return run
 
 
@@ -57,6 +59,7 @@ def _lead(
 ) -> None:  # fmt: skip
     """Sample, train, save, sample again; the run is left finished, or interrupted with a state to go on from."""
     from dreamlab import assemble, loggers, report
+    from dreamlab.processes import is_shared_out
 
     began, succeeded = time.perf_counter(), False
     logger = assemble.logger(config, subject, run)
@@ -70,9 +73,13 @@ def _lead(
         trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
         if trainer.global_step < config.steps:
             raise KeyboardInterrupt
+        model = module.model
+        if is_shared_out(config.trainer.devices, config.trainer.strategy):
+            model = assemble.gathered(config, run)
+            samples = assemble.samples(config, subject, run, model, None)
         samples.take(logger, config.steps)
         with average.in_use() if average else contextlib.nullcontext():
-            run.save_model(module.model)
+            run.save_model(model)
         if subject.sample_prompts:
             report.draw_grid(run, run.grid)
         run.set_status("finished", update=config.steps, signature=start.signature, seconds=time.perf_counter() - began)

@@ -1,16 +1,23 @@
 """A run that is stopped, by Ctrl-C or by a kill, goes on to the very weights it would have had."""
 
+import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Settings, TrainRun, are_identical, start_command, weights_of
+from conftest import Settings, TrainRun, are_identical, start_command, weights_in, weights_of
+from pytorch_lightning import Callback
 
+from dreamlab import assemble
+from dreamlab.checks import check
 from dreamlab.errors import UserError
-from dreamlab.runs import RunDirectory
+from dreamlab.resume import Start
+from dreamlab.runs import RunDirectory, update_of
 from dreamlab.train import train
 
 STEPS = 16
@@ -86,6 +93,27 @@ def test_a_state_holds_the_trained_parts_and_nothing_frozen(train_run: TrainRun)
     assert state["dreamlab"]["update"] == 2
 
 
+def test_frozen_weights_of_a_trained_part_are_left_out_and_found_again(settings: Settings, tmp_path: Path) -> None:
+    config, subject = check(settings("steps=2", "save_every=1", "keep_states=9", "adapter.train=[text_encoder]"))
+
+    def fitted(start: Start) -> tuple[RunDirectory, dict[str, torch.Tensor]]:
+        model = assemble.base_model(config)
+        sets, run = assemble.image_sets(config, subject, model), RunDirectory(tmp_path / "run")
+        module = assemble.module(config, model)
+        for name, weight in module.trained.named_parameters():
+            weight.requires_grad_("embeddings" not in name)
+        trainer = assemble.trainer(config, subject, run, start, Callback(), None)
+        trainer.fit(module, assemble.batches(config, sets, start), ckpt_path=start.checkpoint, weights_only=True)
+        return run, weights_in(model)
+
+    (tmp_path / "run").mkdir()
+    run, at_once = fitted(Start("s"))
+    kept = torch.load(run.state(1), weights_only=True)["state_dict"]
+    assert kept and not any("embeddings" in name for name in kept)
+    run.state(2).unlink()
+    assert are_identical(fitted(Start("s", run.state(1), 1))[1], at_once)
+
+
 def test_a_longer_run_goes_on_from_a_shorter_one(train_run: TrainRun) -> None:
     short = train_run("steps=2", "name=short")
     longer = train_run("steps=4", "name=longer", f"resume={short.path}")
@@ -135,6 +163,83 @@ def test_a_broken_state_and_a_missing_one_are_refused(train_run: TrainRun, tmp_p
         train_run(f"resume={broken}")
     with pytest.raises(UserError, match="there is no resume state"):
         train_run(f"resume={tmp_path / 'nowhere'}")
+
+
+def test_the_newest_states_are_kept(train_run: TrainRun) -> None:
+    run = train_run("steps=5", "save_every=1", "keep_states=3")
+    assert [state.name for state in run.states()] == [f"update-00000{update}.ckpt" for update in (5, 4, 3)]
+    assert sorted(path.name for path in run.checkpoint.parent.iterdir()) == sorted(state.name for state in run.states())
+    one = train_run("steps=3", "save_every=2", "name=one")
+    assert [update_of(state) for state in one.states()] == [3]
+
+
+def unfinished(run: RunDirectory) -> None:
+    """Make a finished run look as if it had been killed after its last state."""
+    run.set_status("running", update=run.status()["update"], signature=run.status()["signature"], pid=1)
+    shutil.rmtree(run.model)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "hole"])
+def test_an_unreadable_state_is_passed_over_for_the_next_older(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    long = ("steps=4", "save_every=1", "keep_states=2", "name=long")
+    run = train_run(*long)
+    wanted = weights_of(run)
+    unfinished(run)
+    whole = bytearray(run.checkpoint.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 4096] = bytes(4096)
+    run.checkpoint.write_bytes({"cut": whole[:middle], "empty": b"", "hole": whole}[harm])
+    capsys.readouterr()
+    again = train_run(*long)
+    said = capsys.readouterr().err
+    assert "update-000004.ckpt is no readable resume state" in said and "going on from update 3." in said
+    assert [row["update"] for row in again.read_metrics()] == [1, 2, 3, 4]
+    assert are_identical(weights_of(again), wanted)
+    assert [update_of(state) for state in again.states()] == [4, 3]
+    assert torch.load(again.checkpoint, weights_only=True)["dreamlab"]["update"] == 4
+
+
+def test_the_layout_of_earlier_versions_still_resumes(train_run: TrainRun) -> None:
+    run = train_run("steps=2", "name=short")
+    run.checkpoint.rename(run.checkpoint.with_name("last.ckpt"))
+    assert [state.name for state in run.states()] == ["last.ckpt"]
+    longer = train_run("steps=4", "name=longer", f"resume={run.path}")
+    assert [row["update"] for row in longer.read_metrics()] == [3, 4]
+    unfinished(run)
+    assert train_run("steps=2", "name=short").model.is_dir()
+
+
+def test_the_id_of_a_killed_process_may_be_anybodys(train_run: TrainRun) -> None:
+    run = train_run("name=killed")
+    unfinished(run)
+    (run.path / "status.json").write_text(
+        (run.path / "status.json").read_text().replace('"pid": 1', f'"pid": {os.getppid()}')
+    )
+    assert train_run("name=killed").model.is_dir()
+
+
+def test_a_run_that_another_process_trains_is_left_alone(train_run: TrainRun, tmp_path: Path) -> None:
+    run = train_run("name=busy")
+    unfinished(run)
+    code = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code, run.lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout and holder.stdout.readline()
+        for resume in ("auto", "never"):
+            with pytest.raises(UserError, match="being trained by process 1"):
+                train_run("name=busy", f"resume={resume}")
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert train_run("name=busy").model.is_dir(), "a claim ends with its process"
+
+
+def test_a_refused_run_leaves_no_folder(train_run: TrainRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        train_run(f"resume={tmp_path / 'nowhere'}", "name=refused")
+    assert not (tmp_path / "outputs" / "refused").exists()
 
 
 def test_a_foreign_folder_is_left_alone(train_run: TrainRun, tmp_path: Path) -> None:

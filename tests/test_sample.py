@@ -10,7 +10,7 @@ from conftest import TrainRun, are_identical, weights_of
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from dreamlab.pictures import read_settings
+from dreamlab.pictures import grid, read_settings
 from dreamlab.sample import SAMPLERS, main, sample
 from dreamlab.schema import Sample
 
@@ -65,6 +65,29 @@ def test_several_prompts_are_rows_of_one_grid(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_guidance_scales_are_rows_of_their_prompt_and_said_in_each_file(tmp_path: Path) -> None:
+    pictures = draw(tmp_path / "all", prompt="a photo of a dog|a photo of a cat", n=2, guidance=[1, 4.5], seed=9)
+    about = [read_settings(tmp_path / "all" / f"{k:04d}.png") for k in range(8)]
+    assert [(one["prompt"][-3:], one["guidance"], one["seed"]) for one in about] == [
+        (noun, scale, seed) for noun in ("dog", "cat") for scale in (1.0, 4.5) for seed in (9, 10)
+    ]  # fmt: skip
+    (alone,) = draw(tmp_path / "alone", prompt="a photo of a cat", guidance=4.5, seed=10)
+    assert apart(alone, pictures[7]) <= 2 and apart(alone, pictures[5]) > 20
+    with Image.open(tmp_path / "all" / "grid.png") as sheet:
+        assert sheet.width > 2 * 160 and sheet.height > 4 * 160
+
+
+def test_grid_labels_of_any_length_stay_in_their_column() -> None:
+    tile = Image.new("RGB", (32, 32), "blue")
+    for label in ("base model", "a very long prompt of many words " * 9, "w" * 300, ""):
+        sheet = np.asarray(grid([(label, [tile, tile]), ("next", [tile])], ["seed 1", "a title that is long"], 100))
+        left = sheet.shape[1] - 2 * 106
+        is_blue = (sheet == (0, 0, 255)).all(2)
+        assert is_blue[:, left : left + 100].sum() == 2 * 100 * 100 and not is_blue[:, :left].any()
+        assert (sheet[:, left - 6 : left] == 255).all(), "no letter reaches the pictures"
+        assert left <= 112
+
+
 @pytest.mark.slow
 def test_sampling_at_every_update_leaves_the_training_as_it_is(train_run: TrainRun) -> None:
     quiet = train_run("steps=3", "name=quiet")
@@ -105,6 +128,13 @@ def test_diffusers_alone_draws_the_runs_samples_from_its_saved_model(train_run: 
         "prompt=''": ("prompt is empty", "Say what to draw"),
         "promt=dog": ("'promt'", "Did you mean 'prompt'?"),
         "precision=fp8": ("precision=fp8", "fp32"),
+        "guidance=strong": ("guidance=strong", "several such as"),
+        "guidance=[3,-1]": ("guidance=[3, -1]", "0 or more"),
+        "guidance=[]": ("guidance=[]", "give a number"),
+        "guidance=true": ("guidance=True", "give a number"),
+        "guidance=inf": ("guidance=inf", "give a number"),
+        "guidance=3,5": ("guidance=3,5 has a comma", "guidance=[3,5]"),
+        "prompt='a dog|'": ("nothing on one side", "separates prompts"),
     }.items(),
 )
 def test_a_bad_setting_is_named_with_its_remedy(

@@ -4,7 +4,8 @@ A family is one class in one file. The module, the loss and the samplers know on
 encoders there are, or what the denoiser is called, is the family's own business.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +82,20 @@ class Family(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in eval mode and without gradients; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def find(source: str) -> str:
     """A bundled model's folder for its short name, else `source` itself; UserError where a folder cannot be a model."""
     if source in BUNDLED:
@@ -95,6 +110,11 @@ def find(source: str) -> str:
         )
     if is_single_file(source):
         return str(folder)
+    if is_snapshot(folder):
+        from dreamlab.snapshots import read_about
+
+        find(read_about(folder)["base"]["source"])
+        return str(folder)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source!r} is not a diffusers model: it has no model_index.json. Give the folder that has.")
     return str(folder)
@@ -103,6 +123,11 @@ def find(source: str) -> str:
 def is_single_file(source: str) -> bool:
     """Whether `source` is a checkpoint in one file, as A1111 and ComfyUI keep them."""
     return source.lower().endswith((".safetensors", ".ckpt")) and Path(source).expanduser().is_file()
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder holds what a run has learnt up to some update, and not a whole model."""
+    return (folder / "snapshot.json").is_file()
 
 
 def pick_device(name: str) -> torch.device:
@@ -120,8 +145,13 @@ def load(
 ) -> Family:  # fmt: skip
     """Load a model of a known family in float32; UserError where it cannot be found.
 
-    `config` is for single files only: the diffusers folder or hub id that holds their tokenizer and shapes.
+    `config` is for single files only: the diffusers folder or hub id that holds their tokenizer and shapes. A snapshot
+    says itself which family and base it is of.
     """
+    if is_snapshot(Path(source).expanduser()):
+        from dreamlab.snapshots import load_snapshot
+
+        return load_snapshot(Path(source).expanduser(), vae, config)
     from dreamlab.models.stable_diffusion import StableDiffusion
     from dreamlab.quiet import quiet_imported_libraries
 

@@ -1,0 +1,141 @@
+"""What a run keeps on its way: states to go on from exactly, and small snapshots to draw with.
+
+Both are taken between two updates and hold only weights that learn; the rest is the base model's. A state holds them
+in float32, beside optimizer, schedule, scaler and callbacks; what a snapshot is, snapshots.py says.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from dreamlab.runs import RunDirectory, numbered, update_of
+from dreamlab.snapshots import write_snapshot
+from dreamlab.whole import discard, written_whole
+
+
+def learning(module: Any) -> set[str]:
+    """Names, below `trained`, of the weights that learn; asked before training, since some may stop on the way."""
+    return {name for name, weight in module.trained.named_parameters() if weight.requires_grad}
+
+
+def learnt(module: Any) -> Mapping[str, Tensor]:
+    """The weights that a snapshot is made of, named <part>.<name in the part>."""
+    state: dict[str, Tensor] = module.trained.state_dict()
+    return state
+
+
+class StateFiles(TorchCheckpointIO):
+    """Writes a state straight to its file: Lightning would copy it in memory first and, if killed, leave it in /tmp."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with written_whole(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class _Kept(Callback):
+    """Calls `keep(trainer, module, update)` every `every` updates and where training ends, by itself or by Ctrl-C."""
+
+    def __init__(self, run: RunDirectory, every: int) -> None:
+        self.run, self.every = run, every
+        self._kept = 0
+
+    def is_there(self, update: int) -> bool:
+        raise NotImplementedError
+
+    def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What this run goes on from need not be kept a second time."""
+        self._kept = trainer.global_step if self.is_there(trainer.global_step) else 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Between two micro-batches: in `on_train_batch_end` the loop has not yet counted the last one."""
+        if trainer.global_step % self.every == 0:
+            self._keep(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step > self._kept:
+            self._kept = trainer.global_step
+            self.keep(trainer, module, self._kept)
+
+
+class ResumeState(_Kept):
+    """Keeps resume/update-000400.ckpt, the newest `count` of them."""
+
+    def __init__(self, run: RunDirectory, every: int, count: int, settings: dict[str, Any], signature: str) -> None:
+        super().__init__(run, every)
+        self.count, self.settings, self.signature = count, settings, signature
+        self._frozen: set[str] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Frozen weights are not in a state: whoever loads one finds the base model's in their place."""
+        module: Any = pl_module
+        learns = learning(module)
+        self._frozen = {f"trained.{name}" for name, _ in module.trained.named_parameters() if name not in learns}
+
+        def fill(module: LightningModule, state: dict[str, Tensor], *_: Any) -> None:
+            own = module.state_dict()
+            state.update({name: own[name] for name in self._frozen if name not in state})
+
+        module.register_load_state_dict_pre_hook(fill)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Settings ride along, so that a resume with others can be refused."""
+        checkpoint["dreamlab"] = {"settings": self.settings, "update": trainer.global_step}
+        for name in self._frozen:
+            del checkpoint["state_dict"][name]
+
+    def is_there(self, update: int) -> bool:
+        return self.run.state(update).is_file()
+
+    def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
+        """Write the state, say so in status.json, and drop what is too old or, after a broken one, too new."""
+        trainer.save_checkpoint(self.run.state(update))  # every process takes part, and the first one writes
+        if not trainer.is_global_zero:
+            return
+        self.run.set_status("running", update=update, signature=self.signature, pid=os.getpid())
+        reached = [state for state in self.run.states() if update_of(state) <= update]
+        for state in {*self.run.states()} - {*reached[: self.count]}:
+            discard(state)
+
+
+class Snapshots(_Kept):
+    """Keeps snapshots/update-000400, the newest `count` of them or all; `weights` are what they are made of."""
+
+    def __init__(
+        self, run: RunDirectory, every: int, count: int | None, about: Mapping[str, Any],
+        weights: Callable[[Any], Mapping[str, Tensor]] = learnt,
+    ) -> None:  # fmt: skip
+        super().__init__(run, every)
+        self.count, self.about, self.weights = count, about, weights
+        self._learning: set[str] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._learning = learning(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last update has one; where Ctrl-C ends training is no place for one."""
+        if trainer.global_step == trainer.max_steps:
+            super().on_train_end(trainer, pl_module)
+
+    def is_there(self, update: int) -> bool:
+        return (self.run.snapshots / f"update-{update:06d}").is_dir()
+
+    def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
+        """Write the snapshot and drop what is too old."""
+        if not trainer.is_global_zero:
+            return
+        weights = {name: weight for name, weight in self.weights(module).items() if name in self._learning}
+        write_snapshot(self.run.snapshots / f"update-{update:06d}", weights, {"update": update, **self.about})
+        for old in numbered(self.run.snapshots)[self.count :] if self.count else []:
+            discard(old)

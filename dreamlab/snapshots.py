@@ -1,0 +1,105 @@
+"""A snapshot: what a run has learnt up to some update, in half precision, small enough to keep many of.
+
+    snapshots/update-000400/snapshot.json         the update, the base model, the parts
+                            unet.safetensors      weights under diffusers' own names, fp16
+                            text_encoder.safetensors
+
+Only weights that learn are there: everything else is the base model's, which the JSON names. A snapshot stands
+wherever a model can be named; models.load() comes here with it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dreamlab.errors import UserError
+from dreamlab.models import Family, load
+from dreamlab.runs import write_json
+from dreamlab.schema import Model
+from dreamlab.whole import written_whole
+
+_PREFIX = "text_model."  # stands before a text encoder's names in files; in memory only for some versions
+BASE = ("family", "source", "revision", "variant", "vae", "config")  # what names a base model: load()'s arguments
+
+
+def base_of(model: Model) -> dict[str, str | None]:
+    """What a snapshot says of its base model; a local one by its whole path, since others read it from elsewhere."""
+    named = {key: getattr(model, key) for key in BASE}
+    for key in ("source", "vae", "config"):
+        if named[key] and Path(named[key]).expanduser().exists():
+            named[key] = str(Path(named[key]).expanduser().resolve())
+    return named
+
+
+def write_snapshot(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write `weights`, named <part>.<name in the part>, and `about`, which holds `base` and `update`."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        part, _, key = name.partition(".")
+        parts.setdefault(part, {})[_PREFIX * part.startswith("text_encoder") + key.removeprefix(_PREFIX)] = (
+            weight.detach().half().cpu().contiguous()
+        )
+    with written_whole(folder) as temporary:
+        temporary.mkdir()
+        for part, state in parts.items():
+            save_file(state, temporary / f"{part}.safetensors", {"format": "pt"})
+        write_json(temporary / "snapshot.json", {**about, "parts": sorted(parts), "dtype": "fp16"})
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The content of snapshot.json; UserError where it is unreadable or no snapshot's."""
+    try:
+        about = dict(json.loads((folder / "snapshot.json").read_text(encoding="utf-8")))
+        if not all(
+            isinstance(name, str) for name in (about["base"]["family"], about["base"]["source"], *about["parts"])
+        ):
+            raise TypeError("a name is no text")
+        missing = [part for part in about["parts"] if not (folder / f"{part}.safetensors").is_file()]
+        reason = f"{missing[0]}.safetensors is missing" if missing else ""
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"snapshot.json: {type(error).__name__} {error}"
+    if reason:
+        raise UserError(f"{folder} is no readable snapshot ({reason}). Choose another one.")
+    return about
+
+
+def load_snapshot(folder: Path, vae: str | None = None, config: str | None = None) -> Family:
+    """The base model, float32, with the snapshot's weights in it; UserError where they don't fit each other."""
+    about = read_about(folder)
+    base = {key: about["base"].get(key) for key in BASE}
+    if vae:
+        base["vae"] = vae
+    if config:
+        base["config"] = config
+    try:
+        model = load(**base)
+    except UserError as error:
+        raise UserError(f"The base model of {folder} (see its snapshot.json) cannot be loaded. {error}") from None
+    for part in about["parts"]:
+        if part not in model.parts():
+            raise UserError(f"{folder} holds a part {part!r}, which its base {base['source']!r} has not.")
+        _fill(model.parts()[part], folder / f"{part}.safetensors", str(base["source"]))
+    return model
+
+
+def _fill(part: nn.Module, file: Path, base: str) -> None:
+    """Put the weights in `file` into their places in `part`; the others stay as the base has them."""
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}). Choose another snapshot.") from None
+    own = part.state_dict()
+    names = {name.removeprefix(_PREFIX): name for name in own}
+    weights = {names.get(name.removeprefix(_PREFIX), name): weight for name, weight in weights.items()}
+    strange = [name for name, weight in weights.items() if name not in own or own[name].shape != weight.shape]
+    if strange:
+        raise UserError(
+            f"{file} does not fit its base {base!r}: that has no {strange[0]!r} of this shape"
+            f" ({len(strange)} of {len(weights)} weights). Put the right base into snapshot.json."
+        )
+    part.load_state_dict(weights, strict=False)  # what is missing is the base's, and nothing is unknown

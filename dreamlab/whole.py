@@ -1,0 +1,89 @@
+"""Files and folders that appear whole or not at all, even if the process is killed or the power fails.
+
+What is written goes to a temporary name beside its own, is flushed to the disk, and is then renamed. Temporary names
+hold the id of the process that writes, so what a killed one left behind is told from what another is writing now.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error."""
+    temporary = _temporary(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            _flush(file)
+        if path.is_dir() and temporary.is_dir():  # a folder replaces another in two steps
+            discard(path)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        _remove(temporary)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder, if it is there; a folder vanishes at once, never half."""
+    with contextlib.suppress(FileNotFoundError):
+        doomed = _temporary(path.with_name(f"{path.name}.old"))
+        os.replace(path, doomed)
+        _remove(doomed)
+
+
+def sweep(folder: Path, older_than_s: float = 0) -> None:
+    """Remove the temporary files and folders below `folder` whose process is no more."""
+    for path in list(folder.rglob(".*.tmp")):
+        found = _TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
+            if found and not _is_another(int(found[1])) and time.time() - path.stat().st_mtime >= older_than_s:
+                _remove(path)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that `written_whole` gives to what isn't finished."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk; Windows knows no such thing."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_another(pid: int) -> bool:
+    """Whether a process with this id is alive and isn't this one, which starts out with nothing half written."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
