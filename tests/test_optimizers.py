@@ -31,6 +31,7 @@ def test_it_lowers_a_loss(settings: Settings, name: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_prodigy_trains_pocket_without_a_learning_rate(train_run: TrainRun, model: Family) -> None:
     words = ("optimizer=prodigy", "prior_weight=0", "prompts=[]")
     run = train_run(*words, "steps=20", "name=once")
