@@ -1,5 +1,9 @@
-"""Adapters: which weights of a model learn. `full` trains whole parts; others will add weights of their own."""
+"""Adapters: which weights of a model learn. `full` trains them themselves; others will add weights of their own.
 
+`adapter.train` names whole parts (`unet`) or subsets of a part's weights (`unet.attention`), several of which add up.
+"""
+
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,20 +13,70 @@ from torch import nn
 from dreamlab.errors import UserError, did_you_mean
 
 KINDS = ("full",)
+# Subsets by part: what the names of their weights contain. The parts are those of every family; the VAE never learns.
+SUBSETS: dict[str, dict[str, str]] = {
+    "unet": {
+        "attention": r"\.attn[12]\.",
+        "self_attention": r"\.attn1\.",
+        "cross_attention": r"\.attn2\.",
+        "cross_attention_kv": r"\.attn2\.to_[kv]\.",  # Custom Diffusion (Kumari et al. 2022, arXiv 2212.04488)
+        "feed_forward": r"\.ff\.",
+        "resnets": r"\.resnets\.",
+        "down": r"^down_blocks\.",
+        "mid": r"^mid_block\.",
+        "up": r"^up_blocks\.",
+    },
+    "text_encoder": {
+        "embeddings": r"\bembeddings\.token_embedding\.",
+        "attention": r"\.self_attn\.",
+        "mlp": r"\.mlp\.",
+    },
+}
 
 
-def adapt(parts: dict[str, nn.Module], train: Sequence[str], gradient_checkpointing: bool) -> nn.ModuleDict:
-    """Freeze every part, then thaw the ones in `train` as float32 masters; returns those, by name."""
+def trainable(parts: Sequence[str]) -> list[str]:
+    """Everything that `adapter.train` may name in a model of these parts."""
+    return [name for part in parts for name in (part, *(f"{part}.{subset}" for subset in SUBSETS[part]))]
+
+
+def check_train(train: Sequence[str], parts: Sequence[str]) -> None:
+    """Raise UserError where `adapter.train` names what there isn't, or a part beside a subset of it."""
+    if not train:
+        raise UserError(f"adapter.train is empty: nothing would learn. Give adapter.train=[{','.join(parts)}].")
+    for name in train:
+        if name not in trainable(parts):
+            raise UserError(
+                f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, trainable(parts))}"
+            )
+        part = name.split(".")[0]
+        if name != part and part in train:
+            raise UserError(f"adapter.train has both {part!r} and {name!r}, which is within it. Leave one of them out.")
+
+
+def adapt(
+    parts: dict[str, nn.Module], train: Sequence[str], gradient_checkpointing: bool, dtype: torch.dtype = torch.float32
+) -> nn.ModuleDict:
+    """Freeze every part, then thaw the weights that `train` names, in `dtype`; returns the parts they are in, by name.
+
+    Frozen weights beside them stay as they are.
+    """
     for part in parts.values():
         part.requires_grad_(False).eval()
     trained = nn.ModuleDict()
     for name in train:
-        if name not in parts or name == "vae":
-            choices = [key for key in parts if key != "vae"]
-            raise UserError(f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, choices)}")
-        trained[name] = parts[name].to(torch.float32).requires_grad_(True).train()
-        if gradient_checkpointing:
-            checkpoint_activations(trained[name])
+        part_name, _, subset = name.partition(".")
+        part = parts[part_name]
+        pattern = re.compile(SUBSETS[part_name][subset] if subset else "")
+        weights = [weight for key, weight in part.named_parameters() if pattern.search(key)]
+        if not weights:
+            raise UserError(f"adapter.train has {name!r}, but this model's {part_name} holds no such weights.")
+        for weight in weights:
+            weight.data = weight.data.to(dtype)
+            weight.requires_grad_(True)
+        if part_name not in trained:
+            trained[part_name] = part.train()
+            if gradient_checkpointing:
+                checkpoint_activations(part)
     return trained
 
 

@@ -1,7 +1,7 @@
 """What happens beside training: progress, metrics, samples, and a clean end on Ctrl-C.
 
 None of these touches the weights, the gradients or a random state, so training is the same with and without them. An
-"update" is one optimizer step; the trainer calls hooks per micro-batch, and `_Updates` tells the two apart.
+"update" is one optimizer step; the trainer calls hooks per micro-batch, and `Updates` tells the two apart.
 """
 
 import resource
@@ -19,9 +19,12 @@ import torch
 from PIL.Image import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from dreamlab.loggers import log_images
+from dreamlab.loss import masked_mean
 from dreamlab.pictures import save_png
+from dreamlab.precision import scaler_metrics
 from dreamlab.progress import progress
 from dreamlab.runs import RunDirectory
 
@@ -34,7 +37,7 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class _Updates(Callback):
+class Updates(Callback):
     """Calls `on_update(trainer, module, update)` after the micro-batch that completed an update."""
 
     _seen = 0
@@ -51,7 +54,7 @@ class _Updates(Callback):
         raise NotImplementedError
 
 
-class TrainingProgress(_Updates):
+class TrainingProgress(Updates):
     """A bar over updates, with the instance loss beside it."""
 
     def __init__(self, steps: int) -> None:
@@ -61,6 +64,8 @@ class TrainingProgress(_Updates):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         bar = progress("training", self.steps, done=trainer.global_step, unit="updates")
         self._advance = self._stack.enter_context(bar)
 
@@ -72,7 +77,7 @@ class TrainingProgress(_Updates):
         self._stack.close()
 
 
-class Metrics(_Updates):
+class Metrics(Updates):
     """One line of metrics.jsonl per update, and the same numbers to the logger."""
 
     def __init__(self, run: RunDirectory, images_per_update: int) -> None:
@@ -87,27 +92,47 @@ class Metrics(_Updates):
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         now = time.perf_counter()
-        names = ("train/loss", "train/loss_instance", "train/loss_prior")  # in the order of loss.Losses
-        means = (torch.stack(values).mean().item() for values in zip(*module.losses, strict=True))
+        errors, timesteps, is_prior = (torch.cat(parts) for parts in zip(*module.losses, strict=True))
         module.losses.clear()
+        if trainer.world_size > 1:  # every process has as many samples
+            errors, timesteps, is_prior = (module.all_gather(one).flatten() for one in (errors, timesteps, is_prior))
         row = {
-            **dict(zip(names, means, strict=True)),
+            **mean_losses(errors, timesteps, is_prior, module.objective.prior_weight, len(module.model.alphas_cumprod)),
             "train/grad_norm": module.grad_norm.item(),
             **module.rates,
+            **scaler_metrics(trainer.precision_plugin),
             "perf/images_per_s": self.images_per_update / (now - self._since),
             "perf/peak_gib": peak_gib(module.device),
         }
         self._since = now
         module.record = row
+        if not trainer.is_global_zero:
+            return
         self.run.append_metrics({"update": update, **row})
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=update)
 
 
+def mean_losses(
+    errors: Tensor, timesteps: Tensor, is_prior: Tensor, prior_weight: float, num_train_timesteps: int
+) -> dict[str, float]:
+    """The loss, its halves, and each half by quarters of the noise schedule, from an update's samples `(N,)`.
+
+    Quarter 1 holds the least noise. A quarter or a half without a sample has no entry, but for the prior's loss: 0.
+    """
+    errors, quarters = errors.double(), timesteps * 4 // num_train_timesteps + 1
+    instance, prior = (masked_mean(errors, half).item() for half in (~is_prior, is_prior))
+    row = {"train/loss": instance + prior_weight * prior, "train/loss_instance": instance, "train/loss_prior": prior}
+    for name, half in (("instance", ~is_prior), ("prior", is_prior)):
+        for quarter in sorted(set(quarters[half].tolist())):
+            row[f"train/loss_{name}_q{quarter}"] = errors[half & (quarters == quarter)].mean().item()
+    return row
+
+
 OnImage = Callable[[int, Image], None]
 
 
-class Samples(_Updates):
+class Samples(Updates):
     """Draws the sample prompts at intervals (and when train.py asks: before and after), always from the same seeds."""
 
     def __init__(
@@ -129,7 +154,7 @@ class Samples(_Updates):
         return all(path.is_file() for path in self.paths(update))
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        if self.every and update % self.every == 0 and update < trainer.max_steps:
+        if self.every and update % self.every == 0 and update < trainer.max_steps and trainer.is_global_zero:
             self.take(trainer.logger, update)
 
     def take(self, logger: Logger | None, update: int) -> None:
@@ -148,7 +173,7 @@ class Samples(_Updates):
         log_images(logger, images, [f"{prompt} | seed {seed}" for prompt, seed in pairs], update)
 
 
-class StopCleanly(_Updates):
+class StopCleanly(Updates):
     """Ctrl-C and SIGTERM end training after the update in flight; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
@@ -166,7 +191,10 @@ class StopCleanly(_Updates):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        trainer.should_stop = trainer.should_stop or self.is_asked
+        is_asked = self.is_asked
+        if trainer.world_size > 1:  # all stop at the same update
+            is_asked = trainer.strategy.reduce_boolean_decision(is_asked, all=False)
+        trainer.should_stop = trainer.should_stop or is_asked
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the process's own handlers back."""

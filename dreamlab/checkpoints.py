@@ -100,7 +100,9 @@ class ResumeState(_Kept):
 
     def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
         """Write the state, say so in status.json, and drop what is too old or, after a broken one, too new."""
-        trainer.save_checkpoint(self.run.state(update))
+        trainer.save_checkpoint(self.run.state(update))  # every process takes part, and the first one writes
+        if not trainer.is_global_zero:
+            return
         self.run.set_status("running", update=update, signature=self.signature, pid=os.getpid())
         reached = [state for state in self.run.states() if update_of(state) <= update]
         for state in {*self.run.states()} - {*reached[: self.count]}:
@@ -131,6 +133,8 @@ class Snapshots(_Kept):
 
     def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
         """Write the snapshot and drop what is too old."""
+        if not trainer.is_global_zero:
+            return
         weights = {name: weight for name, weight in self.weights(module).items() if name in self._learning}
         write_snapshot(self.run.snapshots / f"update-{update:06d}", weights, {"update": update, **self.about})
         for old in numbered(self.run.snapshots)[self.count :] if self.count else []:

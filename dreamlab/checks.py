@@ -6,71 +6,69 @@ Each rule is one line of a table; each failure is one sentence with the value, t
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from dreamlab import prompts
 from dreamlab.adapters import KINDS as ADAPTERS
-from dreamlab.config import build
-from dreamlab.data import digest, list_images, read_photo
-from dreamlab.demo import demo_photos
+from dreamlab.adapters import check_train
+from dreamlab.attention import CHOICES as ATTENTIONS
+from dreamlab.attention import check_attention
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
 from dreamlab.models import find, pick_device
-from dreamlab.optim import SCHEDULES, ignores_steps
-from dreamlab.precision import check_precision
-from dreamlab.prior import own_images
+from dreamlab.optim import check_optimizer
+from dreamlab.precision import PRECISIONS, check_precision
 from dreamlab.runs import cache_dir
 from dreamlab.sample import SAMPLERS
+from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
+from dreamlab.subject import Subject, read_subject
 
-WHOLE = (lambda value: value >= 1, "give a whole number, 1 or more")
-SOME = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
-COUNT = (lambda value: value >= 0, "give 0 or a whole number above")
-RATE = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
-WEIGHT = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
-OPTIONAL_WHOLE = (lambda value: value is None or value >= 1, "give a whole number, 1 or more, or null")
-OPTIONAL_RATE = (lambda value: value is None or RATE[0](value), "give a number above 0, or null")
-SHARE = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
-OPTIONAL_SHARE = (lambda value: value is None or 0 < value < 1, "give a number between 0 and 1, such as 0.999, or null")
-OPTIONAL_QUALITY = (lambda value: value is None or 1 <= value <= 100, "give a whole number from 1 to 100, or null: PNG")
-PIXELS = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
-NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
+
+
+def _or_null(rule: Rule) -> Rule:
+    return (lambda value: value is None or rule[0](value), f"{rule[1]}, or null")
+
+
+WHOLE: Rule = (lambda value: value >= 1, "give a whole number, 1 or more")
+SOME: Rule = (lambda value: value >= 1, "give a whole number, 1 or more, or prior_weight=0 for no class images at all")
+COUNT: Rule = (lambda value: value >= 0, "give 0 or a whole number above")
+RATE: Rule = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
+WEIGHT: Rule = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
+SHARE: Rule = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
+DECAY: Rule = (lambda value: 0 < value < 1, "give a number between 0 and 1, such as 0.999")
+QUALITY: Rule = (lambda value: 1 <= value <= 100, "give a whole number from 1 to 100")
+PIXELS: Rule = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
+OPTIONAL_WHOLE, OPTIONAL_RATE = _or_null(WHOLE), _or_null(RATE)
+NUMBERS: dict[str, Rule] = {
     "lr": RATE, "text_encoder_lr": OPTIONAL_RATE, "steps": WHOLE, "batch_size": WHOLE, "accumulate": WHOLE,
-    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": SOME, "resolution": PIXELS, "max_grad_norm": OPTIONAL_RATE,
+    "seed": COUNT, "prior_weight": WEIGHT, "num_prior_images": SOME, "resolution": PIXELS,
+    "max_grad_norm": OPTIONAL_RATE,
     "sample_every": OPTIONAL_WHOLE, "save_every": OPTIONAL_WHOLE, "schedule.warmup": COUNT, "prior.steps": WHOLE,
     "prior.guidance": WEIGHT, "prior.batch_size": WHOLE, "prior.seed": COUNT, "sampling.steps": WHOLE,
     "sampling.guidance": WEIGHT, "sampling.seed": COUNT, "sampling.images_per_prompt": WHOLE,
     "sampling.batch_size": WHOLE, "objective.min_snr_gamma": OPTIONAL_RATE, "objective.huber_delta": RATE,
-    "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": OPTIONAL_SHARE, "keep_states": WHOLE,
+    "objective.noise_offset": WEIGHT, "text_encoder_stop": OPTIONAL_WHOLE, "ema": _or_null(DECAY), "keep_states": WHOLE,
     "snapshot_every": OPTIONAL_WHOLE, "keep_snapshots": OPTIONAL_WHOLE, "model.clip_skip": COUNT, "data.crops": COUNT,
-    "data.bucket_step": PIXELS, "data.unmasked_weight": SHARE, "prior.jpeg_quality": OPTIONAL_QUALITY,
+    "data.holdout": _or_null(COUNT),
+    "data.bucket_step": _or_null(PIXELS), "data.unmasked_weight": SHARE, "prior.jpeg_quality": _or_null(QUALITY),
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
 }  # fmt: skip
+TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 CHOICES = {
-    "schedule.name": SCHEDULES, "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
-    "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS), "sampling.sampler": tuple(SAMPLERS),
-    "model.padding": ("full", "longest"), "model.attention": ("sdpa", "xformers"), "data.mask": ("none", "file", "alpha"),
+    "model.family": tuple(TRAINABLE), "precision": PRECISIONS, "schedule.name": tuple(SCHEDULES),
+    "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
+    "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS),
+    "sampling.sampler": tuple(SAMPLERS),
+    "model.padding": ("full", "longest"), "model.attention": ATTENTIONS,
+    "data.mask": ("none", "file", "alpha"),
     "data.background": ("white", "black"), "data.resample": ("lanczos", "bilinear"), "objective.loss": ("l2", "huber"),
     "data.pairing": ("independent", "by_index"), "prior.kind": ("images", "distill", "none"),
     "count": ("updates", "micro_batches"), "trainer.strategy": ("ddp", "fsdp"),
 }  # fmt: skip
-TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is being taught: photos in a fixed order, their content hash, and the prompts in words."""
-
-    photos: list[Path]
-    digest: str
-    instance_prompt: str
-    class_prompt: str
-    sample_prompts: list[str]
 
 
 def _value(config: Train, key: str) -> Any:
@@ -90,22 +88,70 @@ def check(config: Train) -> tuple[Train, Subject]:
         if _value(config, key) not in choices:
             value = str(_value(config, key))
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
-    _parts(config)
-    check_precision(config.precision)
-    pick_device(config.device)
+    check_train(config.adapter.train, TRAINABLE[config.model.family])
+    check_precision(config)
+    check_attention(config.model.attention, pick_device(config.device))
     find(config.model.source)
     if config.model.vae:
         find(config.model.vae)
-    _schedule(config)
-    _optimizer(config)
-    words: dict[str, Any] = _words(config)
-    config = dataclasses.replace(config, **words)
-    subject = _subject(config)
-    if config.class_dir and config.prior_weight > 0:
-        own_images(Path(config.class_dir).expanduser())
+    check_schedule(config.schedule, config.steps, config.lr)
+    check_optimizer(config)
+    _pairs(config)
+    config = _normal(config)
+    subject = read_subject(config)
+    first = subject.concepts[0]
+    if not config.concepts:
+        config = dataclasses.replace(
+            config, token=first.token, class_word=first.class_word, instance_prompt=first.instance_prompt,
+            class_prompt=first.class_prompt,
+        )  # fmt: skip
     _make_folder("out", Path(config.out).expanduser())
     _make_folder("cache_dir", cache_dir(config.cache_dir))
     return config, subject
+
+
+def _normal(config: Train) -> Train:
+    """The same settings with what says the same said in one way."""
+    if config.prior.kind == "none":
+        config = dataclasses.replace(config, prior_weight=0.0)
+    if config.count == "micro_batches":  # as the tutorial counts: a step is a micro-batch
+        steps = max(1, config.steps // config.accumulate)
+        config = dataclasses.replace(config, steps=steps, count="updates")
+    return config
+
+
+def _pairs(config: Train) -> None:
+    """Settings that don't go together."""
+    data, goal, several = config.data, config.objective, config.trainer.devices > 1
+    if data.crops and data.crop != "random":
+        raise UserError(f"data.crops={data.crops} is of random crops. Use data.crop=random, or data.crops=0.")
+    if goal.zero_terminal_snr and goal.noise_offset:
+        raise UserError(
+            "objective.zero_terminal_snr does what objective.noise_offset approximates. Leave one of them out."
+        )
+    for key in ("prior", "sampling"):
+        if goal.zero_terminal_snr and _value(config, f"{key}.sampler") in ("pndm", "lms"):
+            raise UserError(
+                f"{key}.sampler can't start from noise alone, as objective.zero_terminal_snr does. Use ddim."
+            )
+    if config.text_encoder_stop is not None and not any(p.startswith("text_encoder") for p in config.adapter.train):
+        raise UserError("text_encoder_stop: the text encoder doesn't learn at all. Leave it out, or see adapter.train.")
+    on_the_way = config.sample_every or config.snapshot_every or config.ema is not None
+    if config.trainer.strategy == "fsdp" and several and on_the_way:
+        raise UserError(
+            "trainer.strategy=fsdp can't sample or average on the way. Leave out sample_every and ema, or use ddp."
+        )
+    if (
+        several
+        and config.device != "cpu"
+        and torch.cuda.is_available()
+        and config.trainer.devices > torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}: PyTorch sees {torch.cuda.device_count()} GPUs here."
+        )
+    if config.trainer.strategy == "fsdp" and several and pick_device(config.device).type == "cpu":
+        raise UserError("trainer.strategy=fsdp needs GPUs. Use trainer.strategy=ddp.")
 
 
 def _refuse_added_keys(node: Any, prefix: str = "") -> None:
@@ -118,96 +164,8 @@ def _refuse_added_keys(node: Any, prefix: str = "") -> None:
             _refuse_added_keys(value, f"{prefix}{key}.")
 
 
-def _parts(config: Train) -> None:
-    """The model's family, and which of its parts are to learn."""
-    family, train = config.model.family, config.adapter.train
-    if family not in TRAINABLE:
-        raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, TRAINABLE)}")
-    if not train:
-        raise UserError("adapter.train is empty: nothing would learn. Give adapter.train=[unet,text_encoder].")
-    for name in train:
-        if name not in TRAINABLE[family]:
-            raise UserError(
-                f"adapter.train has {name!r}, which is no trainable part.{did_you_mean(name, TRAINABLE[family])}"
-            )
-
-
-def _schedule(config: Train) -> None:
-    """Schedules and warmups that fit together."""
-    name, warmup = config.schedule.name, config.schedule.warmup
-    if name == "constant" and warmup:
-        raise UserError("schedule=constant has no warmup. Use schedule=constant_with_warmup, or schedule.warmup=0.")
-    if not ignores_steps(name) and warmup >= config.steps:
-        raise UserError(
-            f"schedule.warmup={warmup} leaves none of steps={config.steps} for schedule={name} to fall in:"
-            " give a smaller warmup or more steps."
-        )
-
-
-def _optimizer(config: Train) -> None:
-    """The optimizer, tried on one number: what its arguments may be, only it knows."""
-    make = build(config.optimizer)
-    try:
-        make([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
-    except (TypeError, ValueError, AssertionError) as error:
-        given = {key: value for key, value in config.optimizer.items() if key != "_target_"}
-        raise UserError(f"{config.optimizer['_target_']} refuses {given}: {error}. Change optimizer.<name>.") from None
-
-
 def _make_folder(key: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{key}={folder} cannot be a folder ({error.strerror}). Choose another place.") from None
-
-
-def _words(config: Train) -> dict[str, str]:
-    """Token, class word and both prompts, checked and filled in."""
-    token = config.token.strip()
-    if not token or len(token.split()) != 1:
-        raise UserError(f"token={config.token!r}: the identifier is one word without spaces, such as zwx.")
-    class_word = config.class_word
-    if class_word is None:
-        if config.instance_dir != "demo":
-            raise UserError("class_word is missing: say what the photos show, such as class_word=dog.")
-        class_word = "cat"
-    class_word = " ".join(class_word.split())
-    if not class_word:
-        raise UserError("class_word is empty: say what the photos show, such as class_word=dog.")
-    if token.lower() in class_word.lower().split():
-        raise UserError(f"token and class_word are both {token!r}: the identifier must be a word of its own.")
-    given = {"instance_prompt": config.instance_prompt, "class_prompt": config.class_prompt}
-    for key, prompt in given.items():
-        if prompt is not None and not prompt.strip():
-            raise UserError(f"{key} is empty. Leave it out to have it made from token and class_word.")
-        given[key] = prompt and prompts.fill(prompt, token, class_word)
-    return {
-        "token": token,
-        "class_word": class_word,
-        "instance_prompt": given["instance_prompt"] or prompts.instance_prompt(token, class_word),
-        "class_prompt": given["class_prompt"] or prompts.class_prompt(class_word),
-    }
-
-
-def _subject(config: Train) -> Subject:
-    """The photos, every one of them decoded once."""
-    photos = find_photos(config.instance_dir)
-    filled = prompts.fill_all(config.prompts, config.token, str(config.class_word))
-    return Subject(photos, digest(photos), str(config.instance_prompt), str(config.class_prompt), filled)
-
-
-def find_photos(instance_dir: str) -> list[Path]:
-    """The photos of a folder, sorted by name; UserError where there are none or one cannot be read."""
-    folder = demo_photos() if instance_dir == "demo" else Path(instance_dir).expanduser()
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"instance_dir={instance_dir} {what}. Give the folder that holds the subject's photos.")
-    photos = list_images(folder)
-    if not photos:
-        raise UserError(f"instance_dir={instance_dir} holds no photos. Put 3-20 JPEG, PNG or WebP files into it.")
-    for path in photos:
-        try:
-            read_photo(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"The photo {path} cannot be read ({error}). Remove it or save it anew.") from None
-    return photos

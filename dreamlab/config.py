@@ -20,7 +20,8 @@ from hydra.core.config_store import ConfigStore
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.schema import Export, Sample, Train
 
-ALLOWED_TARGETS = ("torch.optim.", "bitsandbytes.optim.", "pytorch_lightning.loggers.")
+ALLOWED_TARGETS = ("torch.optim.", "bitsandbytes.optim.", "prodigyopt.", "pytorch_lightning.loggers.")
+EXTRAS = {"prodigyopt": "prodigy"}  # packages of ALLOWED_TARGETS that come with an extra of dreamlab
 # Settings that say where and how a run happens, not what it computes: they leave its signature alone.
 WITHOUT_EFFECT = (
     "out", "name", "cache_dir", "logger", "resume", "save_every", "keep_states", "snapshot_every", "keep_snapshots",
@@ -67,7 +68,9 @@ def locate(node: Mapping[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise UserError(f"{name} needs a package that is not installed: {error}.") from error
+        extra = EXTRAS.get(name.split(".")[0])
+        remedy = f" Get it: pip install 'dreamlab[{extra}]'." if extra else ""
+        raise UserError(f"{name} needs a package that is not installed: {error}.{remedy}") from error
     except AttributeError:
         choices = [key for key in dir(importlib.import_module(module_name)) if key[0].isupper()]
         near = difflib.get_close_matches(attribute, choices, n=1)

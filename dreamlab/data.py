@@ -1,76 +1,27 @@
 """Photos and class images as training samples.
 
-`read_photo` turns any picture file into upright RGB pixels. `TrainingData` yields one `Batch` per micro-batch, and
-which images, crops and flips it holds is a function of (seed, update, sample): see randomness.py. Where crops are
-fixed, the VAE's posterior moments of every image are computed once and only re-sampled afterwards.
+`TrainingData` yields one `Batch` per micro-batch, and which images, crops and flips it holds is a function of
+(seed, update, sample): see randomness.py. Where crops are fixed, the VAE's posterior moments of every crop are computed
+once and only re-sampled afterwards. Called by assemble.py; pixels come from photos.py.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import IterableDataset
 
-from dreamlab.randomness import Use, choice, generator
+from dreamlab.photos import UPRIGHT, Loading, Region, bucket, crop, read_mask, read_photo
+from dreamlab.randomness import Use, choice, generator, permutation
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 Moments = tuple[Tensor, Tensor]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder in a fixed order; hidden files, captions and other junk are passed over."""
-    return sorted(
-        (path for path in folder.iterdir()
-         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()),
-        key=lambda path: path.name,
-    )  # fmt: skip
-
-
-def read_photo(path: Path) -> Image.Image:
-    """An upright RGB image: EXIF rotation applied, transparency composited on white; raises OSError if undecodable."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        if image.mode == "F" or image.mode.startswith("I"):  # a plain convert would clip, not scale
-            image = _to_8_bit(image)
-        return image.convert("RGB")
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """A 16-bit, 32-bit or float grey image as mode L; white is 65535 or, for floats, 1 or 255 if that is enough."""
-    values = np.asarray(image, dtype=np.float32)
-    peak = float(values.max())
-    white = next((white for white in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= white), peak)
-    return Image.fromarray(np.rint((values / white).clip(0, 1) * 255).astype(np.uint8))
-
-
-def digest(paths: Sequence[Path]) -> str:
-    """Hash of the files' content in order; a changed, added or reordered photo changes it."""
-    state = hashlib.sha256()
-    for path in paths:
-        state.update(hashlib.sha256(path.read_bytes()).digest())
-    return state.hexdigest()
-
-
-def crop(image: Image.Image, resolution: int, offset: tuple[float, float] = (0.5, 0.5), flip: bool = False) -> Tensor:
-    """A square crop `(3, resolution, resolution)` in [-1, 1]; shorter side scaled to fit, `offset` in [0, 1]: x, y."""
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = round((width - resolution) * offset[0]), round((height - resolution) * offset[1])
-    image = image.crop((left, top, left + resolution, top + resolution))
-    if flip:
-        image = ImageOps.mirror(image)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return pixels.float() / 127.5 - 1
+Shape = tuple[int, int]  # height and width, in pixels
 
 
 @dataclass
@@ -83,53 +34,130 @@ class Batch:
     samples: list[int]  # (B,) index within the update, counted apart for instance and prior samples
     pixel_values: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
     moments: Moments | None = None  # posterior mean and std, each (B, C, h, w)
+    mask: Tensor | None = None  # (B, 1, h, w) weights of the loss in [0, 1]; None: 1 everywhere
+    teacher: Tensor | None = None  # (P, C, h, w) what the P prior samples are to match instead of their noise
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        pixels = self.pixel_values.to(device) if self.pixel_values is not None else None
-        moments = (self.moments[0].to(device), self.moments[1].to(device)) if self.moments else None
-        return Batch(self.input_ids.to(device), self.is_prior.to(device), self.update, self.samples, pixels, moments)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        if self.moments:
+            moved["moments"] = (self.moments[0].to(device), self.moments[1].to(device))
+        return replace(self, **moved)
+
+
+class Item(NamedTuple):
+    """One picture: its file, its prompt's token ids `(L,)` with how many of them are words, and its mask's file."""
+
+    path: Path
+    input_ids: Tensor
+    num_tokens: int
+    mask: Path | None = None  # the picture's own file: its transparency
+
+
+@dataclass(frozen=True)
+class Crops:
+    """How samples are cut out of pictures."""
+
+    resolution: int  # pixels
+    is_random: bool = False
+    fixed: int = 0  # of random crops: 0 draws each anew, n draws n per picture once
+    flip: bool = False
+    bucket_step: int | None = None  # pixels; None: every crop is square
+    unmasked_weight: float = 0.0
+    loading: Loading = UPRIGHT
 
 
 class ImageSet:
-    """The images of one half of the loss with their prompt's token ids; crops and flips drawn per sample."""
+    """The images of one half of the loss."""
 
-    def __init__(
-        self, paths: Sequence[Path], input_ids: Tensor, resolution: int, random_crop: bool, flip: bool, is_prior: bool
-    ) -> None:
-        self.images = [read_photo(path) for path in paths]
-        self.input_ids = input_ids  # (L,) int64
-        self.resolution, self.random_crop, self.flip, self.is_prior = resolution, random_crop, flip, is_prior
-        self._moments: dict[tuple[int, bool], Moments] = {}
+    def __init__(self, items: Sequence[Item], crops: Crops, is_prior: bool) -> None:
+        self.items, self.crops, self.is_prior = items, crops, is_prior
+        self._images: dict[int, Image.Image] = {}
+        self._moments: dict[tuple[int, Region], Moments] = {}
 
-    def cache(self, encode: Callable[[Tensor], Moments]) -> None:
-        """Encode every image and its mirror once, with `encode`: pixels `(1, 3, H, W)` -> moments; fixed crops only."""
-        if self.random_crop:
+    def image(self, index: int) -> Image.Image:
+        """The decoded picture, kept in memory."""
+        if index not in self._images:
+            self._images[index] = read_photo(self.items[index].path, self.crops.loading)
+        return self._images[index]
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """The shape that each picture is cut to by itself."""
+        side, step = self.crops.resolution, self.crops.bucket_step
+        sizes = (self.image(index).size for index in range(len(self.items)))
+        return [bucket(size, side, step) if step else (side, side) for size in sizes]
+
+    def region(self, seed: int, update: int, sample: int, index: int, shape: Shape) -> Region:
+        """The crop of one sample of one update."""
+        flip = self.crops.flip and bool(generator(seed, Use.FLIP, update, sample, self.is_prior).integers(2))
+        if not self.crops.is_random:
+            return Region(*shape, flip=flip)
+        stream = generator(seed, Use.CROP, update, sample, self.is_prior)
+        if self.crops.fixed:
+            stream = generator(seed, Use.FIXED_CROP, index, int(stream.integers(self.crops.fixed)), self.is_prior)
+        x, y = stream.random(2)
+        return Region(*shape, (float(x), float(y)), flip)
+
+    def cache(self, encode: Callable[[Path, Region, Tensor], Moments], seed: int, shapes: Sequence[Shape]) -> None:
+        """Encode once every crop that training can ask for, `encode(path, region, pixels (1, 3, H, W))`."""
+        if self.crops.is_random and not self.crops.fixed:
             return
-        for index, image in enumerate(self.images):
-            for flip in (False, True) if self.flip else (False,):
-                mean, std = encode(crop(image, self.resolution, flip=flip)[None])
-                self._moments[index, flip] = (mean[0].cpu(), std[0].cpu())
+        for index, item in enumerate(self.items):
+            for shape in [self.shapes[index]] if not self.is_prior else dict.fromkeys(shapes):
+                for region in self._regions(seed, index, shape):
+                    mean, std = encode(item.path, region, self.pixels(index, region)[None])
+                    self._moments[index, region] = (mean[0].cpu(), std[0].cpu())
+        self._images.clear()
 
-    def draw(self, seed: int, update: int, sample: int, position: int) -> Tensor | Moments:
-        """One sample of one update: its cached moments `(C, h, w)`, or its pixels `(3, H, W)` in [-1, 1]."""
-        index = choice(seed, position, len(self.images), self.is_prior)
-        flip = self.flip and bool(generator(seed, Use.FLIP, update, sample, self.is_prior).integers(2))
-        if (index, flip) in self._moments:
-            return self._moments[index, flip]
-        offset = (0.5, 0.5)
-        if self.random_crop:
-            x, y = generator(seed, Use.CROP, update, sample, self.is_prior).random(2)
-            offset = (float(x), float(y))
-        return crop(self.images[index], self.resolution, offset, flip)
+    def _regions(self, seed: int, index: int, shape: Shape) -> Iterator[Region]:
+        for flip in (False, True) if self.crops.flip else (False,):
+            if not self.crops.is_random:
+                yield Region(*shape, flip=flip)
+            for number in range(self.crops.fixed if self.crops.is_random else 0):
+                x, y = generator(seed, Use.FIXED_CROP, index, number, self.is_prior).random(2)
+                yield Region(*shape, (float(x), float(y)), flip)
+
+    def pixels(self, index: int, region: Region) -> Tensor:
+        """A crop `(3, H, W)` in [-1, 1]."""
+        return crop(self.image(index), region, self.crops.loading.resample) * 2 - 1
+
+    def picture(self, index: int, region: Region) -> Tensor | Moments:
+        """A crop's cached moments, each `(C, h, w)`, or its pixels `(3, H, W)`."""
+        known = self._moments.get((index, region))
+        return self.pixels(index, region) if known is None else known
+
+    def mask(self, index: int, region: Region, latent_shape: Shape) -> Tensor:
+        """Weights of the loss `(1, h, w)`, the mean of the mask's pixels over each latent."""
+        item = self.items[index]
+        if item.mask is None:
+            return torch.ones(1, *latent_shape)
+        image = read_mask(item.mask, self.crops.loading, is_alpha=item.mask == item.path)
+        small = interpolate(crop(image, region, self.crops.loading.resample)[None], latent_shape, mode="area")[0]
+        return self.crops.unmasked_weight + (1 - self.crops.unmasked_weight) * small
 
 
 class TrainingData(IterableDataset[Batch]):
-    """The endless sequence of micro-batches from `first_update` on; a function of `seed` and nothing else."""
+    """The endless sequence of this process's micro-batches from `first_update` on; a function of `seed`."""
 
-    def __init__(self, sets: Sequence[ImageSet], seed: int, batch_size: int, accumulate: int, first_update: int = 0):
-        self.sets, self.seed = sets, seed
-        self.batch_size, self.accumulate, self.first_update = batch_size, accumulate, first_update
+    def __init__(
+        self, sets: Sequence[ImageSet], seed: int, batch_size: int, accumulate: int, first_update: int = 0, *,
+        rank: int = 0, world_size: int = 1, latent_factor: int = 8, trim: bool = False, paired: bool = False,
+        teacher: Callable[[int, list[int]], Tensor] | None = None,
+    ):  # fmt: skip
+        self.sets, self.seed, self.first_update = sets, seed, first_update
+        self.batch_size, self.accumulate, self.rank, self.world_size = batch_size, accumulate, rank, world_size
+        self.latent_factor = latent_factor  # pixels of a latent's side
+        self.trim, self.paired = trim, paired  # quirks: prompts padded to the batch's longest; class image by number
+        self.teacher = teacher  # (update, samples) -> what those prior samples are to match
+        self._orders: dict[int, list[int]] = {}
+
+    @property
+    def per_update(self) -> int:
+        """Instance samples of an update, over all its micro-batches and processes."""
+        return self.batch_size * self.accumulate * self.world_size
 
     def __iter__(self) -> Iterator[Batch]:
         update = self.first_update
@@ -138,22 +166,60 @@ class TrainingData(IterableDataset[Batch]):
                 yield self.batch(update, micro)
             update += 1
 
+    def visit(self, update: int) -> tuple[Shape, list[int], int]:
+        """The shape of an update's crops, the photos that have it, and how many updates had it before.
+
+        A pass of as many updates as there are photos gives each photo's shape one update, in an order of its own.
+        """
+        shapes = self.sets[0].shapes
+        if len(set(shapes)) == 1:
+            return shapes[0], list(range(len(shapes))), update
+        passes, place = divmod(update, len(shapes))
+        if passes not in self._orders:
+            self._orders = {passes: permutation(self.seed, Use.BUCKET, passes, len(shapes))}
+        order = self._orders[passes]
+        shape = shapes[order[place]]
+        members = [index for index, other in enumerate(shapes) if other == shape]
+        before = sum(shapes[index] == shape for index in order[:place])
+        return shape, members, passes * len(members) + before
+
     def batch(self, update: int, micro: int) -> Batch:
-        """Micro-batch `micro` of `update`: `batch_size` samples of each set."""
-        samples = list(range(micro * self.batch_size, (micro + 1) * self.batch_size))
-        per_update = self.batch_size * self.accumulate
-        drawn: list[Tensor | Moments] = []
-        ids, is_prior = [], []
-        for images in self.sets:
-            for sample in samples:
-                drawn.append(images.draw(self.seed, update, sample, update * per_update + sample))
-                ids.append(images.input_ids)
-                is_prior.append(images.is_prior)
-        batch = Batch(torch.stack(ids), torch.tensor(is_prior), update, samples * len(self.sets))
+        """Micro-batch `micro` of `update`: `batch_size` samples of each set, cut to the update's shape."""
+        first = (micro * self.world_size + self.rank) * self.batch_size
+        samples = list(range(first, first + self.batch_size))
+        shape, members, visits = self.visit(update)
+        photos = [members[choice(self.seed, visits * self.per_update + s, len(members))] for s in samples]
+        picked = [(self.sets[0], index) for index in photos]
+        for images in self.sets[1:]:
+            size, positions = len(images.items), [update * self.per_update + s for s in samples]
+            drawn = [choice(self.seed, position, size, images.is_prior) for position in positions]
+            picked += [(images, index) for index in ([i % size for i in photos] if self.paired else drawn)]
+        regions = [
+            images.region(self.seed, update, sample, index, shape)
+            for (images, index), sample in zip(picked, samples * len(self.sets), strict=True)
+        ]
+        return self._stacked(update, samples, picked, regions)
+
+    def _stacked(
+        self, update: int, samples: list[int], picked: list[tuple[ImageSet, int]], regions: list[Region]
+    ) -> Batch:
+        items = [images.items[index] for images, index in picked]
+        ids = torch.stack([item.input_ids for item in items])
+        if self.trim:
+            ids = ids[:, : max(item.num_tokens for item in items)]
+        is_prior = torch.tensor([images.is_prior for images, _ in picked])
+        batch = Batch(ids, is_prior, update, samples * len(self.sets))
+        drawn = [images.picture(index, region) for (images, index), region in zip(picked, regions, strict=True)]
         pixels = [one for one in drawn if isinstance(one, Tensor)]
         moments = [one for one in drawn if not isinstance(one, Tensor)]
         if pixels:
             batch.pixel_values = torch.stack(pixels)
         else:
             batch.moments = (torch.stack([mean for mean, _ in moments]), torch.stack([std for _, std in moments]))
+        if any(item.mask for images in self.sets for item in images.items):
+            side = (regions[0].height // self.latent_factor, regions[0].width // self.latent_factor)
+            masks = [images.mask(i, region, side) for (images, i), region in zip(picked, regions, strict=True)]
+            batch.mask = torch.stack(masks)
+        if self.teacher and is_prior.any():
+            batch.teacher = self.teacher(update, samples)
         return batch

@@ -2,8 +2,8 @@
 
     loss = mean over instance samples + prior_weight * mean over prior samples
 
-of each sample's mean squared error. A mask says which samples are prior ones, so odd batches, missing halves and
-per-sample weights are right by construction. Called by module.py; all in float32.
+of each sample's mean error, squared or Huber. A mask says which samples are prior ones, so odd batches, missing
+halves and per-sample weights are right by construction. Called by module.py; all in float32.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,25 @@ class Losses(NamedTuple):
     total: Tensor
     instance: Tensor
     prior: Tensor
+    errors: Tensor  # (B,) each sample's, weighted
 
 
-def per_sample_mse(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, `(B, ...)` -> `(B,)` float32."""
-    return (pred.float() - target.float()).square().flatten(1).mean(1)
+def per_sample_error(
+    pred: Tensor, target: Tensor, mask: Tensor | None = None, huber_delta: float | None = None
+) -> Tensor:
+    """Mean error of each sample, `(B, C, h, w)` -> `(B,)` float32: squared, or Huber's where a delta is given.
+
+    Huber's equals the squared error up to `huber_delta` and goes on in a straight line of the same slope. `mask`
+    `(B, 1, h, w)` in [0, 1] makes it a weighted mean; a sample that is masked everywhere has no error.
+    """
+    error = pred.float() - target.float()
+    squared = error.square()
+    if huber_delta is not None:
+        squared = torch.where(error.abs() <= huber_delta, squared, huber_delta * (2 * error.abs() - huber_delta))
+    if mask is None:
+        return squared.flatten(1).mean(1)
+    weight = mask.expand_as(squared).flatten(1)
+    return (squared.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -31,15 +45,17 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def dreambooth_loss(
-    pred: Tensor, target: Tensor, is_prior: Tensor, prior_weight: float, weights: Tensor | None = None
-) -> Losses:
+    pred: Tensor, target: Tensor, is_prior: Tensor, prior_weight: float, weights: Tensor | None = None, *,
+    mask: Tensor | None = None, huber_delta: float | None = None,
+) -> Losses:  # fmt: skip
     """Both halves of the loss from predictions and targets `(B, C, h, w)` and `is_prior` `(B,)` bool.
 
-    `weights` `(B,)` multiplies each sample's error, whichever half it is in (min-SNR, for one).
+    `weights` `(B,)` multiplies each sample's error, whichever half it is in (min-SNR, for one). `mask` and
+    `huber_delta` are per_sample_error's.
     """
-    errors = per_sample_mse(pred, target)
+    errors = per_sample_error(pred, target, mask, huber_delta)
     if weights is not None:
         errors = errors * weights
     instance = masked_mean(errors, ~is_prior)
     prior = masked_mean(errors, is_prior)
-    return Losses(instance + prior_weight * prior, instance, prior)
+    return Losses(instance + prior_weight * prior, instance, prior, errors)

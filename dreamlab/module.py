@@ -6,12 +6,14 @@ checkpoints hold those and no frozen weight.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.optimization import get_scheduler
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dreamlab.data import Batch
 from dreamlab.diffusion import add_noise, min_snr_weights, target
@@ -21,24 +23,44 @@ from dreamlab.optim import parameter_groups
 from dreamlab.randomness import Use, normal, timesteps
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What the loss compares and how errors are weighed; the choices are those of conf/train.yaml."""
+
+    prior_weight: float = 1.0
+    min_snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    huber_delta: float | None = None  # None: squared error
+
+
+class Noised(NamedTuple):
+    """A batch on its way through the forward process; all but `timesteps` `(B,)` are `(B, C, h, w)`."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    noisy_latents: Tensor
+
+
 class DreamBooth(LightningModule):
     """Trains `trained`, some parts of `model`, on batches of instance and prior samples."""
 
     def __init__(
-        self, model: Family, trained: nn.ModuleDict, optimizer: Callable[..., torch.optim.Optimizer], *,
-        lr: float, steps: int, seed: int, prior_weight: float, text_encoder_lr: float | None = None,
-        schedule: str = "constant", warmup: int = 0, min_snr_gamma: float | None = None,
+        self, model: Family, trained: nn.ModuleDict, optimizer: Callable[..., Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler], *,
+        lr: float, seed: int, objective: Objective, text_encoder_lr: float | None = None,
+        text_encoder_stop: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.trained = trained
         # Held in a tuple, since Lightning would register (and checkpoint) networks found on a plain attribute.
         self._model = (model,)
-        self._optimizer = optimizer
-        self.lr, self.text_encoder_lr, self.schedule, self.warmup = lr, text_encoder_lr, schedule, warmup
-        self.steps, self.seed, self.prior_weight, self.min_snr_gamma = steps, seed, prior_weight, min_snr_gamma
+        self._optimizer, self._schedule = optimizer, schedule
+        self.lr, self.text_encoder_lr, self.text_encoder_stop = lr, text_encoder_lr, text_encoder_stop
+        self.seed, self.objective = seed, objective
         self._texts: dict[tuple[int, ...], Tensor] = {}  # what a frozen text encoder makes of each prompt
         # What callbacks.Metrics reads after each update, and empties
-        self.losses: list[Losses] = []  # of the update's micro-batches, detached
+        self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # each micro-batch's errors, timesteps and is_prior (B,)
         self.grad_norm = torch.zeros(())  # before clipping
         self.rates: dict[str, float] = {}  # learning rates the update was made with
         self.record: dict[str, float] = {}  # the last update's metrics
@@ -50,25 +72,40 @@ class DreamBooth(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch, a float32 scalar."""
-        losses = self.loss(batch)
-        self.losses.append(Losses(*(value.detach() for value in losses)))
+        noised = self.noised(batch)
+        losses = self.loss(batch, noised)
+        self.losses.append((losses.errors.detach(), noised.timesteps, batch.is_prior))
         return losses.total
 
-    def loss(self, batch: Batch) -> Losses:
+    def loss(self, batch: Batch, noised: Noised | None = None) -> Losses:
         """Noise the batch, predict, compare: all random numbers from (seed, update, sample)."""
-        model, latents = self.model, self.latents(batch)
-        noise = self.noise(Use.NOISE, batch, latents)
-        steps = timesteps(
-            self.seed, batch.update, batch.samples, batch.is_prior.tolist(), len(model.alphas_cumprod)
-        ).to(latents.device)
-        noisy_latents = add_noise(latents, noise, steps, model.alphas_cumprod)
-        pred = model.predict(noisy_latents, steps, self.text(batch.input_ids))
-        wanted = target(model.prediction_type, latents, noise, steps, model.alphas_cumprod)
+        model, goal, noised = self.model, self.objective, noised or self.noised(batch)
+        pred = model.predict(noised.noisy_latents, noised.timesteps, self.text(batch.input_ids, batch.update))
+        wanted = target(
+            model.prediction_type, noised.latents, noised.noise, noised.timesteps, model.alphas_cumprod
+        )  # fmt: skip
+        if batch.teacher is not None:
+            wanted = wanted.clone()
+            wanted[batch.is_prior] = batch.teacher.to(wanted.dtype)
         weights = None
-        if self.min_snr_gamma is not None:
-            weights = min_snr_weights(model.prediction_type, steps, model.alphas_cumprod, self.min_snr_gamma)
-            weights = weights.to(latents.device)
-        return dreambooth_loss(pred, wanted, batch.is_prior, self.prior_weight, weights)
+        if goal.min_snr_gamma is not None:
+            weights = min_snr_weights(
+                model.prediction_type, noised.timesteps, model.alphas_cumprod, goal.min_snr_gamma
+            ).to(wanted.device)  # fmt: skip
+        return dreambooth_loss(
+            pred, wanted, batch.is_prior, goal.prior_weight, weights, mask=batch.mask, huber_delta=goal.huber_delta
+        )
+
+    def noised(self, batch: Batch) -> Noised:
+        """Latents, noise and timesteps of a batch, and what the forward process makes of them."""
+        latents = self.latents(batch)
+        noise = self.noise(Use.NOISE, batch, latents)
+        if self.objective.noise_offset:  # a shift of whole channels, as noise of a variance of its own
+            noise = noise + self.objective.noise_offset * self.noise(Use.OFFSET, batch, latents[:, :, :1, :1])
+        steps = timesteps(
+            self.seed, batch.update, batch.samples, batch.is_prior.tolist(), len(self.model.alphas_cumprod)
+        ).to(latents.device)
+        return Noised(latents, noise, steps, add_noise(latents, noise, steps, self.model.alphas_cumprod))
 
     def latents(self, batch: Batch) -> Tensor:
         """A draw from the VAE's posterior `(B, C, h, w)`, float32; moments are encoded here unless they were cached."""
@@ -81,10 +118,12 @@ class DreamBooth(LightningModule):
                 raise ValueError("a batch holds pixel values or moments")
             return mean + std * self.noise(Use.POSTERIOR, batch, mean)
 
-    def text(self, input_ids: Tensor) -> Any:
+    def text(self, input_ids: Tensor, update: int) -> Any:
         """The conditioning of token ids `(B, L)`; a frozen encoder reads each prompt once, and then leaves the GPU."""
         if any(name.startswith("text_encoder") for name in self.trained):
-            return self.model.encode_text(input_ids)
+            has_stopped = self.text_encoder_stop is not None and update >= self.text_encoder_stop
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not has_stopped):
+                return self.model.encode_text(input_ids)  # without gradients, optimizers pass its weights over
         rows = [tuple(row) for row in input_ids.tolist()]
         unread = [row for row in dict.fromkeys(rows) if row not in self._texts]
         if unread:
@@ -102,19 +141,31 @@ class DreamBooth(LightningModule):
         """Lightning's hook for a batch that is no dictionary."""
         return batch.to(device)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out frozen weights that lie beside trained ones."""
+        for name, weight in self.named_parameters():
+            if not weight.requires_grad:
+                checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the frozen ones be those of the base model, so that nothing else may be missing."""
+        frozen = {name: weight for name, weight in self.named_parameters() if not weight.requires_grad}
+        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
         optimizer = self._optimizer(
             parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr), lr=self.lr
         )
-        schedule = get_scheduler(self.schedule, optimizer, num_warmup_steps=self.warmup, num_training_steps=self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
         gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.rates = {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+        self.rates = {  # Prodigy multiplies its rate by its own estimate d
+            f"train/lr_{group['name']}": group["lr"] * group.get("d", 1.0) for group in optimizer.param_groups
+        }
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Free the gradients as soon as they are used: Lightning would hold them through the next forward pass."""

@@ -1,19 +1,26 @@
-"""The optimizer's parameter groups and the learning-rate schedule.
+"""The optimizer's parameter groups, and which optimizers suit what.
 
-The optimizer itself is whatever `_target_` in conf/optimizer names; the schedules are diffusers'.
+The optimizer itself is whatever `_target_` in conf/optimizer names; conf/optimizer has one file for each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-# diffusers' names for the schedules that need no further argument
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
-
+from dreamlab.config import build
+from dreamlab.errors import UserError
+from dreamlab.schema import Train
 
 # torch's optimizers work on a whole group at once and make a temporary copy of it; smaller groups, smaller copies
 MOST_NUMBERS = 128 * 2**20
+# What updates each weight from that weight alone, and so can be stepped a group at a time (see rounding.py)
+WEIGHT_BY_WEIGHT = (
+    "torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD", "torch.optim.Adafactor", "bitsandbytes.optim.AdamW8bit",
+    "bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes.optim.Lion",
+)  # fmt: skip
+ONE_RATE = ("prodigyopt.Prodigy",)  # finds one learning rate for all groups
 
 
 def parameter_groups(parts: Mapping[str, nn.Module], lr: float, text_encoder_lr: float | None) -> list[dict[str, Any]]:
@@ -38,6 +45,18 @@ def _in_chunks(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield chunk
 
 
-def ignores_steps(schedule: str) -> bool:
-    """Whether the first updates are the same however many follow, so that a longer run contains a shorter one."""
-    return schedule.startswith("constant")
+def check_optimizer(config: Train) -> None:
+    """The optimizer, tried on one number: what its arguments may be, only it knows."""
+    make, name = build(config.optimizer), config.optimizer["_target_"]
+    try:
+        make([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    except (TypeError, ValueError, AssertionError) as error:
+        given = {key: value for key, value in config.optimizer.items() if key[0] != "_"}
+        raise UserError(f"{name} refuses {given}: {error}. Change optimizer.<name>.") from None
+    if name in ONE_RATE and config.text_encoder_lr not in (None, config.lr):
+        raise UserError(f"{name} finds one learning rate for all: leave out text_encoder_lr={config.text_encoder_lr}.")
+    if config.precision == "bf16_pure" and name not in WEIGHT_BY_WEIGHT:
+        raise UserError(
+            f"precision=bf16_pure can't round the updates of {name}, which looks at all weights at once or is untried."
+            f" Use one of {', '.join(WEIGHT_BY_WEIGHT)}, or precision=bf16."
+        )

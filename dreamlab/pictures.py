@@ -24,10 +24,22 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
         image.save(temporary, format="PNG", pnginfo=info)
 
 
+def save_picture(image: Image.Image, path: Path, settings: Mapping[str, Any], jpeg_quality: int | None) -> None:
+    """Write a PNG or, at a quality of 1 to 100, a JPEG whose comment holds `settings`."""
+    if jpeg_quality is None:
+        return save_png(image, path, settings)
+    with written_whole(path) as temporary:
+        image.save(temporary, format="JPEG", quality=jpeg_quality, comment=json.dumps(dict(settings)))
+
+
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `save_png` put into a PNG, empty where there are none."""
+    """The settings that `save_picture` put into a file, empty where there are none."""
     with Image.open(path) as image:
-        return dict(json.loads(image.info.get("dreamlab", "{}")))
+        text = image.info.get("dreamlab") or image.info.get("comment", b"{}")
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        return {}
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str], tile_px: int = 160) -> Image.Image:

@@ -8,26 +8,27 @@ file that says otherwise was not made here and is refused. No lock is needed: wh
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torch import nn
 
-from dreamlab.data import list_images, read_photo
 from dreamlab.errors import UserError
 from dreamlab.models import Family
-from dreamlab.pictures import read_settings, save_png
+from dreamlab.pictures import read_settings, save_picture
 from dreamlab.progress import progress
 from dreamlab.runs import write_json
 from dreamlab.sample import Sampler, draw
+from dreamlab.subject import is_decodable
 
 
-def fingerprint(model: Family) -> str:
-    """Hash of every weight of the model, in the order of its parts and names."""
+def fingerprint(parts: Mapping[str, nn.Module]) -> str:
+    """Hash of every weight of some networks, in the order of their parts and names."""
     state = hashlib.sha256()
-    for part_name, part in sorted(model.parts().items()):
+    for part_name, part in sorted(parts.items()):
         for name, weight in part.state_dict().items():
             state.update(f"{part_name}.{name}{tuple(weight.shape)}".encode())
             state.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -39,58 +40,92 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def own_images(folder: Path) -> list[Path]:
-    """The decodable images of a person's own class folder; UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"class_dir={folder}: there is no such folder.")
-    found = [path for path in list_images(folder) if _is_decodable(path)]
-    if not found:
-        raise UserError(f"class_dir={folder}: no image in it can be read. Leave class_dir out to have them generated.")
-    return found
+def recipe_of(model: Family, sampler: Sampler, precision: str) -> dict[str, Any]:
+    """All that decides a picture besides its prompt and seed."""
+    return {
+        "weights": fingerprint(model.parts()), "precision": precision, "clip_skip": model.options.clip_skip,
+        "zero_terminal_snr": model.options.zero_terminal_snr, **asdict(sampler),
+    }  # fmt: skip
 
 
-def _is_decodable(path: Path) -> bool:
-    try:
-        read_photo(path)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
-        return False
-    return True
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is to lie at `path`; `stamp` is written into it, and says that it is this one."""
+
+    path: Path
+    prompt: str
+    seed: int
+    stamp: dict[str, Any]
+
+    def is_there(self) -> bool:
+        """Whether it is; UserError where another picture has its name."""
+        if not self.path.exists() or not is_decodable(self.path):
+            return False
+        if {key: value for key, value in read_settings(self.path).items() if key in self.stamp} != self.stamp:
+            raise UserError(
+                f"{self.path} was not made by this recipe. Move it away: your own class images go into class_dir."
+            )
+        return True
 
 
-def _is_ours(path: Path, key: str, number: int) -> bool:
-    """Whether image `number` of this recipe is there; UserError where another picture has its name."""
-    if not path.exists() or not _is_decodable(path):
-        return False
-    stamp = read_settings(path)
-    if (stamp.get("recipe"), stamp.get("number")) != (key, number):
-        raise UserError(f"{path} was not made by this recipe. Move it away: your own class images go into class_dir.")
-    return True
+def draw_missing(
+    model: Family, pictures: Sequence[Wanted], sampler: Sampler, *, title: str, device: torch.device, precision: str,
+    batch_size: int, jpeg_quality: int | None = None,
+) -> None:  # fmt: skip
+    """Draw the pictures that aren't there yet, with `model`, which must be untouched."""
+    missing = [picture for picture in pictures if not picture.is_there()]
+    if not missing:
+        return
+    with progress(title, len(pictures), done=len(pictures) - len(missing)) as advance:
+
+        def keep(index: int, image: Image.Image) -> None:
+            picture = missing[index]
+            stamp = {"prompt": picture.prompt, "seed": picture.seed, **picture.stamp}
+            save_picture(image, picture.path, stamp, jpeg_quality)
+            advance()
+
+        draw(
+            model, [picture.prompt for picture in missing], [picture.seed for picture in missing], sampler,
+            device=device, precision=precision, batch_size=batch_size, on_image=keep,
+        )  # fmt: skip
 
 
 def class_images(
     model: Family, prompt: str, count: int, sampler: Sampler, seed: int, *,
     cache_dir: Path, own: Sequence[Path], device: torch.device, precision: str, batch_size: int,
+    jpeg_quality: int | None = None,
 ) -> list[Path]:  # fmt: skip
     """`count` class images, the person's `own` ones first; the rest are drawn by `model`, which must be untouched."""
     if len(own) >= count:
         return list(own[:count])
-    recipe = {"weights": fingerprint(model), "prompt": prompt, "seed": seed, "precision": precision, **asdict(sampler)}
-    key = recipe_key(recipe)
+    recipe = {**recipe_of(model, sampler, precision), "prompt": prompt, "seed": seed, "jpeg_quality": jpeg_quality}
+    key, suffix = recipe_key(recipe), "jpg" if jpeg_quality else "png"
     folder = cache_dir / "prior" / key
-    paths = [folder / f"{number:05d}.png" for number in range(count - len(own))]
-    missing = [number for number, path in enumerate(paths) if not _is_ours(path, key, number)]
-    if missing:
+    pictures = [
+        Wanted(folder / f"{number:05d}.{suffix}", prompt, seed + number, {"recipe": key, "number": number})
+        for number in range(count - len(own))
+    ]
+    if not (folder / "manifest.json").is_file():
         write_json(folder / "manifest.json", recipe)
-        with progress("class images", len(paths), done=len(paths) - len(missing)) as advance:
+    draw_missing(
+        model, pictures, sampler, title="class images", device=device, precision=precision, batch_size=batch_size,
+        jpeg_quality=jpeg_quality,
+    )  # fmt: skip
+    return [*own, *(picture.path for picture in pictures)]
 
-            def keep(index: int, image: Image.Image) -> None:
-                number = missing[index]
-                stamp = {"prompt": prompt, "seed": seed + number, "recipe": key, "number": number}
-                save_png(image, paths[number], stamp)
-                advance()
 
-            draw(
-                model, [prompt] * len(missing), [seed + number for number in missing], sampler,
-                device=device, precision=precision, batch_size=batch_size, on_image=keep,
-            )  # fmt: skip
-    return [*own, *paths]
+def reference_images(
+    model: Family, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
+    cache_dir: Path, device: torch.device, precision: str, batch_size: int,
+) -> list[Path]:  # fmt: skip
+    """What the untouched model draws for each prompt and seed; shared by every run that compares itself with it."""
+    recipe = recipe_of(model, sampler, precision)
+    key = recipe_key(recipe)
+    folder, pictures = cache_dir / "reference" / key, []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        name = hashlib.sha256(json.dumps([prompt, seed]).encode()).hexdigest()[:16]
+        pictures.append(Wanted(folder / f"{name}.png", prompt, seed, {"recipe": key, "prompt": prompt, "seed": seed}))
+    draw_missing(
+        model, pictures, sampler, title="base samples", device=device, precision=precision, batch_size=batch_size
+    )
+    return [picture.path for picture in pictures]

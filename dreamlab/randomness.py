@@ -22,6 +22,11 @@ class Use(IntEnum):
     CROP = 4
     FLIP = 5
     CHOICE = 6
+    BUCKET = 7
+    FIXED_CROP = 8
+    OFFSET = 9
+    ROUNDING = 10
+    PROBE = 11
 
 
 def generator(seed: int, use: Use, update: int, sample: int, is_prior: bool = False) -> np.random.Generator:
@@ -53,10 +58,26 @@ def timesteps(
     return torch.tensor(drawn, dtype=torch.int64)
 
 
+def torch_generator(seed: int, use: Use, update: int, device: torch.device) -> torch.Generator:
+    """The device's own generator for one use of one update, where as many numbers are drawn as there are weights.
+
+    What it draws is the same at every call, but differs from one kind of device to another.
+    """
+    made = torch.Generator(device)
+    made.manual_seed(int(generator(seed, use, update, 0).integers(2**32)))
+    return made
+
+
+def permutation(seed: int, use: Use, number: int, size: int, is_prior: bool = False) -> list[int]:
+    """The order of pass `number` over `size` things."""
+    order: list[int] = generator(seed, use, number, 0, is_prior).permutation(size).tolist()
+    return order
+
+
 def choice(seed: int, position: int, size: int, is_prior: bool = False) -> int:
     """Which of `size` images stands at `position` of an endless sequence of freshly shuffled passes.
 
     Each pass shows every image once; instance and class images are shuffled independently.
     """
     passes, place = divmod(position, size)
-    return int(generator(seed, Use.CHOICE, passes, 0, is_prior).permutation(size)[place])
+    return permutation(seed, Use.CHOICE, passes, size, is_prior)[place]

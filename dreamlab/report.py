@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dreamlab.data import list_images, read_photo
+from dreamlab.photos import list_images, read_photo
 from dreamlab.pictures import grid, read_settings, save_png
 from dreamlab.runs import RunDirectory, numbered, update_of
 

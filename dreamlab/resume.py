@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from dreamlab.checks import Subject
 from dreamlab.config import WITHOUT_EFFECT, signature
 from dreamlab.errors import UserError
-from dreamlab.optim import ignores_steps
 from dreamlab.runs import RunDirectory, cache_dir
+from dreamlab.schedules import ignores_steps
 from dreamlab.schema import Train
+from dreamlab.subject import Subject
 from dreamlab.whole import sweep
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
@@ -40,23 +40,33 @@ class Start:
 
 def settings_that_matter(config: Train, photos_digest: str) -> dict[str, Any]:
     """What a checkpoint remembers of its run: every setting that decides the weights, and the photos' hash."""
-    values = {k: v for k, v in asdict(config).items() if k not in (*WITHOUT_EFFECT, *ONLY_SHOWN, "instance_dir")}
+    values = {
+        k: v
+        for k, v in asdict(config).items()
+        if k not in (*WITHOUT_EFFECT, *ONLY_SHOWN, "instance_dir", "class_dir", "concepts")
+    }
     return {**values, "photos": photos_digest}
 
 
 def folder_of(config: Train, subject: Subject) -> Path:
-    """The run's directory: its name, or the subject and the signature."""
-    slug = re.sub(r"\W+", "-", f"{config.token}-{config.class_word}")
+    """The run's directory: its name, or the subjects and the signature."""
+    names = "-".join(f"{concept.token}-{concept.class_word}" for concept in subject.concepts)
+    slug = re.sub(r"\W+", "-", names)[:80]
     return Path(config.out).expanduser() / (config.name or f"{slug}-{signature(config, subject.digest)}")
 
 
-def open_run(config: Train, subject: Subject) -> tuple[RunDirectory, Start]:
-    """The run's directory and where to start; UserError where the directory holds another run."""
-    sweep(cache_dir(config.cache_dir), older_than_s=3600)  # other machines may be writing there now
+def open_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
+    """The run's directory and where to start; UserError where the directory holds another run.
+
+    A process that `joins` others changes nothing and finds what the first one started from.
+    """
+    if not joins:
+        sweep(cache_dir(config.cache_dir), older_than_s=3600)  # other machines may be writing there now
     own = signature(config, subject.digest)
     run = RunDirectory(folder_of(config, subject))
     if config.resume == "never":
-        run.clear()
+        if not joins:
+            run.clear()
         return run, Start(own)
     if config.resume != "auto":
         return run, _continue(config, subject, own, _states_at(config.resume))

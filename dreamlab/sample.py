@@ -76,6 +76,15 @@ def _resting(model: "Family", device: "torch.device") -> Iterator[None]:
             part.to(home)
 
 
+def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "torch.device") -> dict[str, Any]:
+    """The pipeline's prompts, or, where text encoder layers are left out, what the encoder makes of them."""
+    negative = [negative_prompt] * len(prompts)
+    if not model.options.clip_skip:  # diffusers has an option for it, which fails with transformers 5
+        return {"prompt": prompts, "negative_prompt": negative}
+    encoded = [model.encode_text(model.tokenize(words).to(device)) for words in (prompts, negative)]
+    return {"prompt_embeds": encoded[0], "negative_prompt_embeds": encoded[1]}
+
+
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
@@ -91,7 +100,7 @@ def draw(
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
             pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
             images = pipe(
-                prompt=list(prompts[batch]), negative_prompt=[sampler.negative_prompt] * len(prompts[batch]),
+                **_words(model, list(prompts[batch]), sampler.negative_prompt, device),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,
@@ -151,10 +160,10 @@ def sample(settings: Sample) -> Path:
     _check(settings)
     from dreamlab.models import find, load, pick_device
     from dreamlab.pictures import grid, save_png
-    from dreamlab.precision import check_precision
+    from dreamlab.precision import check_forward
     from dreamlab.runs import source_of
 
-    check_precision(settings.precision)
+    check_forward(settings.precision)
     scales, device, source = _scales(settings), pick_device(settings.device), find(source_of(settings.run))
     model = load("stable_diffusion", source, config=settings.config)
     rows = [(prompt.strip(), scale) for prompt in settings.prompt.split("|") for scale in scales]

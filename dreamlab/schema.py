@@ -49,7 +49,8 @@ class Data:
     flip: bool = False  # mirror half of the samples; wrong for faces and lettering
     crops: int = 0  # of crop=random. 0: a new one for every sample; n: n per image, drawn once, latents cached
     buckets: bool = False  # crops of about resolution² pixels in the shape nearest to each photo's
-    bucket_step: int = 64  # pixels that the sides of buckets are multiples of
+    bucket_step: int | None = None  # pixels that the sides of buckets are multiples of; null: an eighth of resolution
+    holdout: int | None = None  # photos set aside to measure with; null: 1 where there are 5 or more, else 0
     captions: bool = True  # dog.txt or dog.jpg.txt beside dog.jpg is that photo's prompt
     mask: str = "none"  # none | file: dog.mask.png beside dog.jpg, white is learnt | alpha: the photo's transparency
     unmasked_weight: float = 0.0  # weight of the loss where the mask is black

@@ -12,8 +12,9 @@ from conftest import Settings, noise_picture
 from PIL import Image
 
 from dreamlab import assemble
-from dreamlab.checks import check, find_photos
-from dreamlab.data import read_photo
+from dreamlab.checks import check
+from dreamlab.photos import read_photo
+from dreamlab.subject import find_photos
 from dreamlab.train import main
 
 Failure = Callable[..., str]

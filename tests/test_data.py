@@ -10,26 +10,37 @@ from conftest import Settings, TrainRun, noise_picture
 from PIL import Image
 
 from dreamlab.checks import check
-from dreamlab.data import Batch, ImageSet, TrainingData, crop, digest, list_images
+from dreamlab.data import Batch, Crops, ImageSet, Item, TrainingData
 from dreamlab.models import Family
-from dreamlab.module import DreamBooth
+from dreamlab.module import DreamBooth, Objective
+from dreamlab.photos import Region, crop, digest, list_images
 from dreamlab.randomness import choice
 
 IDS = torch.arange(24)
 
 
 def image_set(folder: Path, is_prior: bool = False, random_crop: bool = False, flip: bool = False) -> ImageSet:
-    return ImageSet(list_images(folder), IDS, 64, random_crop, flip, is_prior)
+    items = [Item(path, IDS, 24) for path in list_images(folder)]
+    return ImageSet(items, Crops(64, is_random=random_crop, flip=flip), is_prior)
+
+
+def drawn(images: ImageSet, update: int, sample: int = 0, index: int = 0) -> torch.Tensor:
+    """The pixels of one sample of one update."""
+    pixels = images.picture(index, images.region(1, update, sample, index, (64, 64)))
+    assert isinstance(pixels, torch.Tensor)
+    return pixels
 
 
 def test_a_crop_is_the_middle_scaled_to_the_shorter_side() -> None:
     stripes = np.zeros((40, 80, 3), dtype=np.uint8)
     stripes[:, 20:60] = 255
-    pixels = crop(Image.fromarray(stripes), 40)
+    pixels = crop(Image.fromarray(stripes), Region(40, 40))
     assert pixels.shape == (3, 40, 40) and pixels.dtype == torch.float32
     assert (pixels == 1).all()
-    assert (crop(Image.fromarray(stripes), 40, offset=(0.0, 0.0))[:, :, :20] == -1).all()
-    assert torch.equal(crop(noise_picture(1), 32, flip=True), crop(noise_picture(1), 32).flip(2))
+    assert (crop(Image.fromarray(stripes), Region(40, 40, (0.0, 0.0)))[:, :, :20] == 0).all()
+    assert torch.equal(
+        crop(noise_picture(1), Region(32, 32, flip=True)), crop(noise_picture(1), Region(32, 32)).flip(2)
+    )
 
 
 def test_each_pass_shows_every_image_once_in_an_order_of_its_own() -> None:
@@ -49,29 +60,28 @@ def test_which_class_image_stands_beside_a_photo_is_left_to_chance() -> None:
 
 def test_random_crops_and_flips_differ_by_sample_and_repeat_by_seed(photos: Path) -> None:
     images = image_set(photos, random_crop=True, flip=True)
-    drawn = [images.draw(1, update, 0, 0) for update in range(6)]
-    again = [images.draw(1, update, 0, 0) for update in range(6)]
-    for one, other in zip(drawn, again, strict=True):
-        assert isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
-    assert len({one.sum().item() for one in drawn if isinstance(one, torch.Tensor)}) > 3
+    first, again = ([drawn(images, update) for update in range(6)] for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert len({one.sum().item() for one in first}) > 3
 
 
 def test_cached_moments_are_the_encoders_and_are_sampled_anew_each_update(photos: Path, model: Family) -> None:
     images, plain = image_set(photos), image_set(photos)
     with torch.no_grad():
-        images.cache(model.encode_images)
+        images.cache(lambda path, region, pixels: model.encode_images(pixels), 1, images.shapes)
     cached, pixels = TrainingData([images], 1, 2, 1), TrainingData([plain], 1, 2, 1)
-    module = DreamBooth(model, torch.nn.ModuleDict(), torch.optim.AdamW, lr=1e-3, steps=9, seed=1, prior_weight=0)
+    module = DreamBooth(model, torch.nn.ModuleDict(), torch.optim.AdamW, lr=1e-3, seed=1, objective=Objective())
     for update in (0, 3):
         one, other = cached.batch(update, 0), pixels.batch(update, 0)
         assert one.pixel_values is None and other.moments is None
         # one convolution over two photos and two over one round differently
         torch.testing.assert_close(module.latents(one), module.latents(other), atol=1e-4, rtol=1e-4)
-    of_photo_0 = [images.draw(1, 0, 0, position) for position in range(3)]
-    mean, std = of_photo_0[0]
-    drawn = [module.latents(Batch(IDS[None], torch.tensor([False]), u, [0], moments=(mean[None], std[None])))
-             for u in range(2)]  # fmt: skip
-    assert not torch.equal(*drawn)
+    mean, std = images.picture(0, Region(64, 64))
+    first, second = (
+        module.latents(Batch(IDS[None], torch.tensor([False]), u, [0], moments=(mean[None], std[None])))
+        for u in range(2)
+    )  # fmt: skip
+    assert not torch.equal(first, second)
     assert (std > 0).all()
 
 

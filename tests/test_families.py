@@ -9,9 +9,8 @@ from conftest import Settings, TrainRun, are_identical, weights_of
 from test_update import SGD, fitted, prepared, reference_loss
 from tiny_models import save_tiny
 
-from dreamlab import assemble, optim
-from dreamlab.checks import check
-from dreamlab.resume import open_run
+from dreamlab import feed, optim
+from dreamlab.resume import Start
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["sd1", "sd2"])
@@ -25,7 +24,7 @@ def test_loss_and_gradients_are_the_references_and_trainables_are_float32(settin
     config = settings(source, "data.crop=random", "batch_size=2", "prior_weight=0.7")
     model, sets, module, prompts = prepared(config)
     assert {weight.dtype for weight in module.trained.parameters()} == {torch.float32}
-    batch = next(iter(assemble.batches(config, sets, open_run(*check(config))[1])))
+    batch = next(iter(feed.batches(config, sets, Start(""), module)))
     weights = list(module.trained.parameters())
     ours = module.loss(batch).total
     gradients = torch.autograd.grad(ours, weights, materialize_grads=True)
@@ -71,7 +70,7 @@ def test_how_the_optimizer_groups_weights_changes_nothing(train_run: TrainRun, m
 def test_a_frozen_text_encoder_is_read_once_per_prompt(settings: Settings, source: str) -> None:
     config = settings(source, "adapter.train=[unet]")
     model, sets, module, _prompts = prepared(config)
-    batches = iter(assemble.batches(config, sets, open_run(*check(config))[1]))
+    batches = iter(feed.batches(config, sets, Start(""), module))
     first = module.loss(next(batches)).total
     with torch.no_grad():
         for weight in model.parts()["text_encoder"].parameters():

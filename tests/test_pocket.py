@@ -11,9 +11,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
-from dreamlab.data import crop
 from dreamlab.demo import demo_photos
 from dreamlab.models import BUNDLED
+from dreamlab.photos import Region, crop
 
 POCKET = BUNDLED["pocket"]
 Draw = Callable[..., np.ndarray]
@@ -41,7 +41,7 @@ def draw(pipe: StableDiffusionPipeline) -> Draw:
 @pytest.fixture(scope="module")
 def cat() -> torch.Tensor:
     """The demo's photos `(8, 3, 64, 64)` in [-1, 1]."""
-    return torch.stack([crop(Image.open(path), 64) for path in sorted(demo_photos().glob("*.png"))])
+    return torch.stack([crop(Image.open(path), Region(64, 64)) * 2 - 1 for path in sorted(demo_photos().glob("*.png"))])
 
 
 def colourfulness(pictures: np.ndarray) -> float:

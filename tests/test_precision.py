@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Settings, TrainRun
 
-from dreamlab import assemble
+from dreamlab import assemble, feed
 from dreamlab.checks import check
 from dreamlab.runs import RunDirectory
 
@@ -53,7 +53,7 @@ def test_recomputed_activations_give_the_same_gradients(settings: Settings) -> N
     for recompute in ("false", "true"):
         config, subject = check(settings(f"model.gradient_checkpointing={recompute}"))
         model = assemble.base_model(config)
-        sets = assemble.image_sets(config, subject, model)
+        sets = feed.image_sets(config, subject, model)
         module = assemble.module(config, model)
         assert model.parts()["unet"].is_gradient_checkpointing is (recompute == "true")
         from dreamlab.data import TrainingData

@@ -10,11 +10,12 @@ from conftest import noise_picture
 from PIL import Image
 
 from dreamlab import prior
-from dreamlab.data import read_photo
 from dreamlab.errors import UserError
 from dreamlab.models import Family
+from dreamlab.photos import read_photo
 from dreamlab.pictures import read_settings
 from dreamlab.sample import Sampler
+from dreamlab.subject import own_images
 
 SAMPLER = Sampler("ddim", 2, 5.0, "", 64, 64)
 PROMPT, SEED = "a photo of a dog", 1337
@@ -102,7 +103,7 @@ def test_own_class_images_come_first_and_are_never_written_to(model: Family, tmp
         noise_picture(number).save(folder / f"{number}.jpg")
     (folder / "2.jpg").write_bytes(b"no picture")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    own = prior.own_images(folder)
+    own = own_images(folder)
     assert [path.name for path in own] == ["0.jpg", "1.jpg"]
 
     assert made(model, tmp_path / "cache", 2, own=tuple(own)) == own

@@ -12,13 +12,13 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from dreamlab import assemble
+from dreamlab import assemble, feed
 from dreamlab.checks import check
 from dreamlab.data import Batch, ImageSet
 from dreamlab.models import Family
 from dreamlab.module import DreamBooth
 from dreamlab.randomness import Use, normal, timesteps
-from dreamlab.resume import open_run
+from dreamlab.resume import Start, open_run
 from dreamlab.schema import Train
 
 SGD = {"_target_": "torch.optim.SGD"}  # moves in proportion to the gradient; Adam would hide a wrong scale
@@ -47,7 +47,7 @@ def prepared(config: Train) -> tuple[Family, list[ImageSet], DreamBooth, tuple[s
     """Model, images, module and both prompts of a run on the CPU."""
     config, subject = check(config)
     model = assemble.base_model(config)
-    sets = assemble.image_sets(config, subject, model)
+    sets = feed.image_sets(config, subject, model)
     return model, sets, assemble.module(config, model), (subject.instance_prompt, subject.class_prompt)
 
 
@@ -69,9 +69,10 @@ def fitted(config: Train, update: int, prior_in_batch: bool | None = None) -> di
     model, keep = assemble.base_model(config), Keep(update)
     run.path.mkdir(parents=True)
     shown = replace(config, prior_weight=1.0) if prior_in_batch else config
-    sets = assemble.image_sets(shown, subject, model)
+    sets = feed.image_sets(shown, subject, model)
     trainer = assemble.trainer(config, subject, run, start, keep, None)
-    trainer.fit(assemble.module(config, model), assemble.batches(config, sets, start))
+    module = assemble.module(config, model)
+    trainer.fit(module, feed.batches(config, sets, start, module))
     return keep.weights
 
 
@@ -83,7 +84,7 @@ def test_loss_and_every_gradient_are_the_references(
     config = settings("data.crop=random", f"batch_size={batch_size}", f"prior_weight={prior_weight}")
     model, sets, module, prompts = prepared(config)
     model.prediction_type = prediction_type
-    batch = next(iter(assemble.batches(config, sets, open_run(*check(config))[1])))
+    batch = next(iter(feed.batches(config, sets, Start(""), module)))
     ours = module.loss(batch).total
     gradients = torch.autograd.grad(ours, list(module.trained.parameters()), materialize_grads=True)
     reference = reference_loss(model, batch, prompts, config.seed, prior_weight)
@@ -99,10 +100,10 @@ def test_a_run_is_the_plain_training_loop(settings: Settings, train_run: TrainRu
     overrides = ("data.crop=random", "steps=3", "accumulate=2", "max_grad_norm=0.5")
     run = train_run(*overrides)
     config = settings(*overrides)
-    model, sets, _module, prompts = prepared(config)
+    model, sets, module, prompts = prepared(config)
     weights = [*model.parts()["unet"].parameters(), *model.parts()["text_encoder"].parameters()]
     optimizer = torch.optim.AdamW(weights, lr=5e-5, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
-    batches = iter(assemble.batches(config, sets, open_run(*check(config))[1]))
+    batches = iter(feed.batches(config, sets, Start(""), module))
     for _ in range(3):
         for batch in islice(batches, 2):
             (reference_loss(model, batch, prompts, config.seed, 1.0) / 2).backward()

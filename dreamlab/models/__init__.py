@@ -4,7 +4,9 @@ A family is one class in one file. The module, the loss and the samplers know on
 encoders there are, or what the denoiser is called, is the family's own business.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,18 +18,43 @@ from dreamlab.errors import UserError, did_you_mean
 BUNDLED = {"pocket": Path(__file__).parent / "pocket"}
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a loaded model is used, apart from which one it is."""
+
+    clip_skip: int = 0  # text encoder layers left out at the end
+    zero_terminal_snr: bool = False  # the noise schedule's last step is noise alone
+    encode_with_own_vae: bool = False  # another VAE draws, but photos are encoded by the model's own
+
+
+PLAIN = Options()
+
+
 class Family(Protocol):
     """A loaded model. Networks are float32 when loaded; latents are already multiplied by the scaling factor."""
 
     prediction_type: str
     alphas_cumprod: Tensor  # (num_train_timesteps,) float32
+    options: Options
 
     def parts(self) -> dict[str, nn.Module]:
         """Every network, by its folder name in diffusers' layout."""
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids `(B, L)` int64, padded to the text encoder's full length."""
+        """Token ids `(B, L)` int64, padded or cut to the text encoder's full length."""
+        ...
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens a prompt has, its start and end included and nothing cut off."""
+        ...
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """The networks that `encode_images` uses."""
+        ...
+
+    def latent_factor(self) -> int:
+        """How many pixels of an image's side one latent stands for."""
         ...
 
     def encode_text(self, input_ids: Tensor) -> Any:
@@ -53,6 +80,20 @@ class Family(Protocol):
     def pipeline(self, scheduler: Any | None = None) -> Any:
         """A diffusers pipeline over these very networks (no copies), with the model's own scheduler by default."""
         ...
+
+
+@contextlib.contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in eval mode and without gradients; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def find(source: str) -> str:
@@ -100,7 +141,7 @@ def pick_device(name: str) -> torch.device:
 
 def load(
     family: str, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None,
-    config: str | None = None,
+    config: str | None = None, options: Options = PLAIN,
 ) -> Family:  # fmt: skip
     """Load a model of a known family in float32; UserError where it cannot be found.
 
@@ -121,5 +162,5 @@ def load(
         raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, families)}")
     made = families[family]
     if is_single_file(source):
-        return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None)
-    return made.load(find(source), revision, variant, find(vae) if vae else None)
+        return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
+    return made.load(find(source), revision, variant, find(vae) if vae else None, options)

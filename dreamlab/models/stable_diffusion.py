@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError
+from dreamlab.models import PLAIN, Options
 
 
 def _load_part(part: type, source: str, subfolder: str, revision: str | None, variant: str | None) -> Any:
@@ -33,6 +34,11 @@ def _load_part(part: type, source: str, subfolder: str, revision: str | None, va
         where = "folder" if Path(source).is_dir() else "hub model"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
+
+
+def _needs_own_vae(vae: str | None, options: Options) -> bool:
+    """Whether a model keeps its own VAE beside another one."""
+    return bool(vae) and options.encode_with_own_vae
 
 
 def _other_vae(source: str) -> AutoencoderKL:
@@ -52,11 +58,14 @@ class StableDiffusion:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: Any
+    options: Options = PLAIN
+    own_vae: AutoencoderKL | None = None  # the one that encodes, where it isn't `vae`
 
     @classmethod
     def load(
-        cls, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None
-    ) -> "StableDiffusion":
+        cls, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None,
+        options: Options = PLAIN,
+    ) -> "StableDiffusion":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
         pipeline_config = StableDiffusionPipeline.load_config(source, revision=revision)
         import diffusers
@@ -69,16 +78,20 @@ class StableDiffusion:
             raise UserError(
                 f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
             )
+        own = _load_part(AutoencoderKL, source, "vae", revision, variant) if _needs_own_vae(vae, options) else None
         return cls(
             unet=_load_part(UNet2DConditionModel, source, "unet", revision, variant),
             vae=_other_vae(vae) if vae else _load_part(AutoencoderKL, source, "vae", revision, variant),
             text_encoder=_load_part(CLIPTextModel, source, "text_encoder", revision, variant),
             tokenizer=_load_part(CLIPTokenizer, source, "tokenizer", revision, None),
-            scheduler=scheduler,
-        )
+            scheduler=scheduler, options=options, own_vae=own,
+        )  # fmt: skip
 
     @classmethod
-    def load_file(cls, file: str, config: str | None = None, vae: str | None = None) -> "StableDiffusion":
+    def load_file(
+        cls, file: str, config: str | None = None, vae: str | None = None,
+        options: Options = PLAIN,
+    ) -> "StableDiffusion":  # fmt: skip
         """Load from a single .safetensors or .ckpt file; pickles with anything but tensors in them are refused."""
         try:
             pipe = StableDiffusionPipeline.from_single_file(
@@ -91,16 +104,46 @@ class StableDiffusion:
                 f"Could not load the model file {file!r}: {reason} If it is a Stable Diffusion 1 or 2 checkpoint, name"
                 " a diffusers folder or hub id of the same kind: config=... (model.config=... when training)."
             ) from error
-        return cls(pipe.unet, _other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler)
+        own = pipe.vae if _needs_own_vae(vae, options) else None
+        used = _other_vae(vae) if vae else pipe.vae
+        return cls(pipe.unet, used, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, options, own)
 
     def __post_init__(self) -> None:
+        if self.options.zero_terminal_snr:
+            self._rescale_schedule()
+        layers = self.text_encoder.config.num_hidden_layers
+        if self.options.clip_skip >= layers:
+            raise UserError(f"model.clip_skip={self.options.clip_skip}: the text encoder has only {layers} layers.")
         schedule = DDPMScheduler.from_config(self.scheduler.config)
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.float()
         self.prediction_type: str = schedule.config.prediction_type
 
+    def _rescale_schedule(self) -> None:
+        """Zero terminal SNR and its trailing timesteps (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+        if self.scheduler.config.prediction_type == "epsilon":
+            raise UserError(
+                "objective.zero_terminal_snr needs a model that predicts v: from noise alone, epsilon says nothing of"
+                " the picture. Leave it out, or use model=sd21."
+            )
+        self.scheduler = DDIMScheduler.from_config(  # PNDM, which many models come with, can't start from noise alone
+            self.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
+
     def parts(self) -> dict[str, nn.Module]:
         """U-Net, VAE and text encoder."""
         return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """The VAE that encodes photos."""
+        return {"vae": self.own_vae or self.vae}
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt with its start and end."""
+        return len(self.tokenizer(prompt).input_ids)
+
+    def latent_factor(self) -> int:
+        """The VAE's f."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
@@ -110,8 +153,12 @@ class StableDiffusion:
         ).input_ids  # fmt: skip
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """Hidden states `(B, L, d)` of the last layer, after the final norm."""
-        return self.text_encoder(input_ids)[0]
+        """Hidden states `(B, L, d)` of the last layer, or one before it (`clip_skip`), after the final norm."""
+        skipped = self.options.clip_skip
+        if not skipped:
+            return self.text_encoder(input_ids)[0]
+        states = self.text_encoder(input_ids, output_hidden_states=True).hidden_states
+        return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(states[-1 - skipped])
 
     def encode_frozen_text(self, input_ids: Tensor) -> Tensor:
         """The same, on the ids' device, by an encoder that rests on the CPU before and after."""
@@ -121,13 +168,14 @@ class StableDiffusion:
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the posterior, times the VAE's scaling factor, float32."""
-        posterior = self.vae.encode(pixel_values).latent_dist
-        scale = self.vae.config.scaling_factor
+        vae = self.own_vae or self.vae
+        posterior = vae.encode(pixel_values).latent_dist
+        scale = vae.config.scaling_factor
         return posterior.mean.float() * scale, posterior.std.float() * scale
 
     def default_resolution(self) -> int:
         """The side of the square images that the U-Net was trained on, in pixels."""
-        return int(self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int(self.unet.config.sample_size * self.latent_factor())
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The U-Net's prediction `(B, C, h, w)`."""

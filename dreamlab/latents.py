@@ -1,0 +1,48 @@
+"""VAE posterior moments on disk, shared by every run that encodes the same pixels with the same VAE.
+
+The name of an entry is the hash of all that made it: the VAE's weights, the precision, the picture's content and the
+crop. A changed photo has another name, so nothing stale can be read. Called by assemble.py.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dreamlab.data import Moments
+from dreamlab.photos import Loading, Region
+from dreamlab.runs import written_whole
+
+
+class LatentCache:
+    """Moments below `folder`, made by `encode` (pixels `(1, 3, H, W)` -> mean and std `(1, C, h, w)`) where missing."""
+
+    def __init__(
+        self, folder: Path, recipe: Mapping[str, Any], loading: Loading, encode: Callable[[Tensor], Moments]
+    ) -> None:
+        self.folder, self.encode = folder, encode
+        self.recipe = {**recipe, **asdict(loading)}
+        self._contents: dict[Path, str] = {}
+
+    def moments(self, path: Path, region: Region, pixels: Tensor) -> Moments:
+        """Mean and standard deviation `(1, C, h, w)` float32 of one crop; an unreadable file is made again."""
+        if path not in self._contents:
+            self._contents[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        text = json.dumps([self.recipe, self._contents[path], asdict(region)], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        file = self.folder / key[:2] / f"{key}.safetensors"
+        if file.is_file():
+            with contextlib.suppress(SafetensorError, KeyError, OSError):
+                kept = load_file(file)
+                return kept["mean"], kept["std"]
+        mean, std = self.encode(pixels)
+        with written_whole(file) as temporary:
+            save_file({"mean": mean.cpu().contiguous(), "std": std.cpu().contiguous()}, temporary)
+        return mean.cpu(), std.cpu()

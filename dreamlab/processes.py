@@ -1,0 +1,42 @@
+"""Several processes, one device each, that share every update (Lightning's DDP and FSDP).
+
+The first process does everything that one process would: class images, samples, files. Lightning starts the others by
+the same command when training begins; each finds the run and the caches that the first has made, and joins in.
+"""
+
+import os
+from typing import Any
+
+from pytorch_lightning.plugins.precision import FSDPPrecision
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+
+SHARDED_PRECISION: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def local_rank() -> int:
+    """Which of the processes this is, 0 for the first; Lightning and torchrun tell it by the environment."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_shared_out(devices: int, name: str) -> bool:
+    """Whether each process holds a share of the weights only."""
+    return devices > 1 and name == "fsdp"
+
+
+def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
+    """Lightning's strategy for `ddp` or `fsdp`; `may_skip_weights`: some weights stop learning on the way."""
+    if devices == 1:
+        return "auto"
+    if name == "ddp":
+        return DDPStrategy(find_unused_parameters=may_skip_weights)
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+    blocks = {BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer}
+    return FSDPStrategy(auto_wrap_policy=blocks, state_dict_type="full")
+
+
+def sharded_precision(name: str) -> FSDPPrecision:
+    """Lightning's precision for shares of weights, which plain autocast and scaler don't know."""
+    return FSDPPrecision(SHARDED_PRECISION[name])
