@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("safetensors", "ckpt", "diffusers")
 DTYPES = ("fp16", "fp32")
-# The settings of a run that its file carries along
-RECIPE = (
-    "lr", "text_encoder_lr", "steps", "batch_size", "accumulate", "prior_weight", "num_prior_images", "seed",
-    "resolution", "precision",
-)  # fmt: skip
 
 
 def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
@@ -53,21 +48,14 @@ def halved(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return {name: weight.half() if weight.is_floating_point() else weight for name, weight in state.items()}
 
 
-def description(run: Path) -> dict[str, str]:
+def description(given: str) -> dict[str, str]:
     """What a file says of where it comes from: the recipe and versions of a run; strings only, as safetensors asks."""
-    from dreamlab.runs import RunDirectory
+    from dreamlab.card import provenance
 
-    card, config = RunDirectory(run).read_card(), RunDirectory(run).read_config()
-    recipe = {key: config.get(key) for key in RECIPE}
-    return {
-        "format": "pt",
-        "dreamlab.base_model": str(config.get("model", {}).get("source", "")),
-        "dreamlab.token": str(config.get("token", "")),
-        "dreamlab.class_word": str(config.get("class_word", "")),
-        "dreamlab.instance_prompt": str(card.get("instance_prompt", "")),
-        "dreamlab.recipe": json.dumps(recipe),
-        "dreamlab.versions": json.dumps(card.get("versions", {})),
-    }
+    about = provenance(given)
+    words = {key: str(about.get(key, "")) for key in ("base_model", "token", "class_word", "instance_prompt")}
+    lists = {key: json.dumps(about.get(key, {})) for key in ("recipe", "versions")}
+    return {"format": "pt", **{f"dreamlab.{key}": value for key, value in {**words, **lists}.items()}}
 
 
 def _check(settings: Export) -> None:
@@ -75,29 +63,67 @@ def _check(settings: Export) -> None:
         value = getattr(settings, key)
         if value not in choices:
             raise UserError(f"{key}={value}: unknown {key}.{did_you_mean(value, choices)}")
+    if settings.push is not None:
+        from dreamlab.push import check_push
+
+        check_push(settings.push)
 
 
 def export(settings: Export) -> Path:
     """Write what `settings` ask for; returns the file or folder."""
     _check(settings)
-    from dreamlab.models import load
-    from dreamlab.runs import source_of, written_whole
+    from dreamlab.models import find, load
+    from dreamlab.runs import source_of
+    from dreamlab.whole import written_whole
 
-    source, run = source_of(settings.run), Path(settings.run).expanduser()
-    stem = re.sub(r"\W+", "-", run.name).strip("-") or "model"
-    suffix = "" if settings.format == "diffusers" else f".{settings.format}"
-    out = Path(settings.out or f"outputs/exports/{stem}-{settings.dtype}{suffix}").expanduser()
-    if out.exists() and not settings.overwrite:
-        raise UserError(f"{out} exists already. Choose another out=..., or overwrite=true.")
+    source, out = find(source_of(settings.run)), _place_for(settings)
+    written = [out, out.with_suffix(".md")] if settings.card and settings.format != "diffusers" else [out]
+    for path in written:
+        if path.exists() and not settings.overwrite:
+            raise UserError(f"{path} exists already. Choose another out=..., or overwrite=true.")
     model: Any = load("stable_diffusion", source, vae=settings.vae, config=settings.config)
     with written_whole(out) as temporary:
         if settings.format == "diffusers":
             _write_folder(model, temporary, settings.dtype)
         else:
             state = single_file_state(model)
-            _write_file(halved(state) if settings.dtype == "fp16" else state, temporary, settings.format, run)
+            _write_file(halved(state) if settings.dtype == "fp16" else state, temporary, settings.format, settings.run)
     print(out)
+    if settings.card:
+        _write_card(settings, out)
+    if settings.push is not None:
+        from dreamlab.card import card_files
+        from dreamlab.push import push
+
+        print(push(out, settings.push, settings.private, card_files(settings.run, out, settings.push)))
     return out
+
+
+def _place_for(settings: Export) -> Path:
+    """The file or folder to write: `out`, or one named after the run (and the snapshot)."""
+    from dreamlab.runs import run_of
+
+    if settings.out:
+        return Path(settings.out).expanduser()
+    given, run = Path(settings.run).expanduser(), run_of(settings.run)
+    is_snapshot = run is not None and run.path != given.resolve()
+    name = f"{run.path.name}-{given.name}" if run is not None and is_snapshot else given.name
+    stem = re.sub(r"\W+", "-", name).strip("-") or "model"
+    suffix = "" if settings.format == "diffusers" else f".{settings.format}"
+    return Path(f"outputs/exports/{stem}-{settings.dtype}{suffix}")
+
+
+def _write_card(settings: Export, out: Path) -> None:
+    """README.md and its picture in a folder; beside a file they bear its name."""
+    from dreamlab.card import card_files
+    from dreamlab.whole import written_whole
+
+    is_folder = out.is_dir()
+    picture = "grid.png" if is_folder else f"{out.stem}.png"
+    for name, content in card_files(settings.run, out, settings.push, picture).items():
+        file = out / name if is_folder else out.with_suffix(".md") if name == "README.md" else out.with_name(name)
+        with written_whole(file) as temporary:
+            temporary.write_bytes(content)
 
 
 def _write_folder(model: "StableDiffusion", folder: Path, dtype: str) -> None:
@@ -105,17 +131,21 @@ def _write_folder(model: "StableDiffusion", folder: Path, dtype: str) -> None:
         for part in model.parts().values():
             part.half()
     model.pipeline().save_pretrained(folder)
+    for file in folder.rglob("*.json"):  # the libraries note where on this machine each part was loaded from
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_file(state: "dict[str, Tensor]", file: Path, kind: str, run: Path) -> None:
+def _write_file(state: "dict[str, Tensor]", file: Path, kind: str, given: str) -> None:
     import torch
     from safetensors.torch import save_file
 
     state = {name: weight.contiguous() for name, weight in state.items()}
     if kind == "safetensors":
-        save_file(state, file, description(run))
+        save_file(state, file, description(given))
     else:
-        torch.save({"state_dict": state, "dreamlab": description(run)}, file)
+        torch.save({"state_dict": state, "dreamlab": description(given)}, file)
 
 
 @hydra.main(config_path=conf_dir(), config_name="export", version_base="1.3")

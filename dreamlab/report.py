@@ -11,29 +11,34 @@ from rich.table import Table
 
 from dreamlab.photos import list_images, read_photo
 from dreamlab.pictures import grid, read_settings, save_png
-from dreamlab.runs import RunDirectory
+from dreamlab.runs import RunDirectory, numbered, update_of
 
 
 def sample_updates(run: RunDirectory) -> list[int]:
-    """The updates at which samples were drawn, in order."""
-    return sorted(int(folder.name.removeprefix("update-")) for folder in run.samples.glob("update-*"))
+    """The updates at which samples were drawn, in order; a prompt may be called update-something, too."""
+    return [update for update in map(update_of, reversed(numbered(run.samples))) if update >= 0]
 
 
 def _samples(run: RunDirectory, update: int) -> list[Path]:
     return list_images(run.samples / f"update-{update:06d}")
 
 
-def draw_grid(run: RunDirectory, path: Path, with_photos: bool = True) -> None:
+def draw_grid(run: RunDirectory, path: Path) -> None:
     """Write a grid: a row of the subject's photos, then one row of samples per moment."""
+    save_png(sheet(run), path, {"run": run.path.name})
+
+
+def sheet(run: RunDirectory, with_photos: bool = True, until: int | None = None) -> Image.Image:
+    """The grid of a run, up to the update `until`, where it shows others what they may see: without the photos."""
     photos = [Path(photo) for photo in run.read_card().get("photos", [])] if with_photos else []
-    updates = sample_updates(run)
+    updates = [update for update in sample_updates(run) if until is None or update <= until]
     first = _samples(run, updates[0])
     columns = [f"{settings['prompt']} | seed {settings['seed']}" for settings in map(read_settings, first)]
     rows = [("photos", [_square(read_photo(photo)) for photo in photos if photo.is_file()])] if photos else []
     for update in updates:
         label = "base model" if update == 0 else f"after {update} updates"
         rows.append((label, [Image.open(sample).convert("RGB") for sample in _samples(run, update)]))
-    save_png(grid(rows, columns), path, {"run": str(run.path)})
+    return grid(rows, columns)
 
 
 def _square(photo: Image.Image) -> Image.Image:

@@ -207,5 +207,6 @@ class Export:
     vae: str | None = None
     out: str | None = None
     overwrite: bool = False
+    card: bool = False  # write a model card, too: README.md in the folder, <file>.md beside the file
     push: str | None = None  # hub repository (user/name) to upload it to, with a model card
     private: bool = True

@@ -22,7 +22,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
-        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+        for file in (temporary, *temporary.rglob("*")):
             _flush(file)
         if path.is_dir() and temporary.is_dir():  # a folder replaces another in two steps
             discard(path)

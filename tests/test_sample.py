@@ -9,10 +9,12 @@ import torch
 from conftest import TrainRun, are_identical, weights_of
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
+from tiny_models import save_tiny
 
+from dreamlab.export import export
 from dreamlab.pictures import grid, read_settings
 from dreamlab.sample import SAMPLERS, main, sample
-from dreamlab.schema import Sample
+from dreamlab.schema import Export, Sample
 
 
 def draw(out: Path, **settings: object) -> list[np.ndarray]:
@@ -75,6 +77,17 @@ def test_guidance_scales_are_rows_of_their_prompt_and_said_in_each_file(tmp_path
     assert apart(alone, pictures[7]) <= 2 and apart(alone, pictures[5]) > 20
     with Image.open(tmp_path / "all" / "grid.png") as sheet:
         assert sheet.width > 2 * 160 and sheet.height > 4 * 160
+
+
+def test_a_folder_a_file_and_a_run_are_all_drawn_with(train_run: TrainRun, tmp_path: Path) -> None:
+    folder = save_tiny(1, tmp_path / "tiny")
+    file = export(Export(run=str(folder), out=str(tmp_path / "tiny.safetensors"), dtype="fp32"))
+    run = train_run(f"model.source={folder}", "resolution=32", "lr=1e-9", "steps=1", "sampling.guidance=3")
+    of_folder = draw(tmp_path / "a", run=str(folder), guidance=[1, 3])
+    of_file = draw(tmp_path / "b", run=str(file), config=str(folder), guidance=[1, 3])
+    (of_run,) = draw(tmp_path / "c", run=str(run.path))  # guidance as its own samples
+    assert max(map(apart, of_folder, of_file)) <= 1 and apart(*of_folder) > 1
+    assert apart(of_run, of_folder[1]) <= 1
 
 
 def test_grid_labels_of_any_length_stay_in_their_column() -> None:
