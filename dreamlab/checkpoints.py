@@ -34,7 +34,7 @@ class StateFiles(TorchCheckpointIO):
     """Writes a state straight to its file: Lightning would copy it in memory first and, if killed, leave it in /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with written_whole(Path(path)) as temporary:
+        with written_whole(Path(path), flush=True) as temporary:  # the state before it goes next
             torch.save(checkpoint, temporary)
 
 

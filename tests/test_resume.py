@@ -13,7 +13,7 @@ import torch
 from conftest import Settings, TrainRun, are_identical, start_command, weights_in, weights_of
 from pytorch_lightning import Callback
 
-from dreamlab import assemble
+from dreamlab import assemble, feed
 from dreamlab.checks import check
 from dreamlab.errors import UserError
 from dreamlab.resume import Start
@@ -98,12 +98,12 @@ def test_frozen_weights_of_a_trained_part_are_left_out_and_found_again(settings:
 
     def fitted(start: Start) -> tuple[RunDirectory, dict[str, torch.Tensor]]:
         model = assemble.base_model(config)
-        sets, run = assemble.image_sets(config, subject, model), RunDirectory(tmp_path / "run")
+        sets, run = feed.image_sets(config, subject, model), RunDirectory(tmp_path / "run")
         module = assemble.module(config, model)
         for name, weight in module.trained.named_parameters():
             weight.requires_grad_("embeddings" not in name)
         trainer = assemble.trainer(config, subject, run, start, Callback(), None)
-        trainer.fit(module, assemble.batches(config, sets, start), ckpt_path=start.checkpoint, weights_only=True)
+        trainer.fit(module, feed.batches(config, sets, start, module), ckpt_path=start.checkpoint, weights_only=True)
         return run, weights_in(model)
 
     (tmp_path / "run").mkdir()
