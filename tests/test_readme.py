@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from dreamlab.config import conf_dir, setting_names
-from dreamlab.schema import Export, Sample, Train
+from dreamlab.schema import Export, Report, Sample, Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").glob("*/README.md"))]
-SCHEMAS = {"train": Train, "sample": Sample, "export": Export}
+SCHEMAS = {"train": Train, "sample": Sample, "export": Export, "report": Report}
 
 
 def blocks(page: Path) -> list[str]:
