@@ -1,5 +1,6 @@
 """What a person sees when a run is over: the grid of before and after, and a short table with where everything is."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ from rich.table import Table
 from dreamlab.photos import list_images, read_photo
 from dreamlab.pictures import grid, read_settings, save_png
 from dreamlab.runs import RunDirectory, numbered, update_of
+
+SHOWN = {  # metrics in the summary
+    "eval/dino_near": "likeness to the photos (DINO)", "eval/words": "words obeyed",
+    "eval/clip_t": "prompts obeyed (CLIP-T)", "eval/pres": "likeness of the class (PRES)", "eval/copies": "samples that are copies",
+}  # fmt: skip
 
 
 def sample_updates(run: RunDirectory) -> list[int]:
@@ -57,6 +63,8 @@ def summarise(run: RunDirectory) -> None:
     table.add_row("training speed", f"{_mean(tail, 'perf/images_per_s'):.1f} images/s")
     table.add_row("peak memory", f"{tail[-1]['perf/peak_gib'] if tail else 0:.2f} GiB")
     table.add_row("time", f"{status.get('seconds', 0):.0f} s")
+    for row in _measured(run):
+        table.add_row(*row)
     table.add_section()
     if run.grid.is_file():
         table.add_row("before and after", str(run.grid))
@@ -67,5 +75,19 @@ def summarise(run: RunDirectory) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def _measured(run: RunDirectory) -> list[tuple[str, str]]:
+    """The verdict, and how the last moment differs from the untouched model."""
+    moments = run.evaluations.rows()
+    if len(moments) < 2 or not run.verdict.is_file():
+        return []
+    base, last = moments[0], moments[-1]
+    told = [
+        (f"{title}, before and after", f"{base[key]:.2f}   {last[key]:.2f}")
+        for key, title in SHOWN.items() if base.get(key) is not None and last.get(key) is not None
+    ]  # fmt: skip
+    return [*told, ("verdict", str(json.loads(run.verdict.read_text(encoding="utf-8"))["sentence"]))]
+
+
 def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
-    return sum(row[key] for row in rows) / max(1, len(rows))
+    known = [row[key] for row in rows if row.get(key) is not None]
+    return sum(known) / max(1, len(known))
