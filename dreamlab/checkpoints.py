@@ -34,7 +34,7 @@ class StateFiles(TorchCheckpointIO):
     """Writes a state straight to its file: Lightning would copy it in memory first and, if killed, leave it in /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with written_whole(Path(path)) as temporary:
+        with written_whole(Path(path), flush=True) as temporary:  # the state before it goes next
             torch.save(checkpoint, temporary)
 
 
@@ -75,10 +75,25 @@ class ResumeState(_Kept):
     def __init__(self, run: RunDirectory, every: int, count: int, settings: dict[str, Any], signature: str) -> None:
         super().__init__(run, every)
         self.count, self.settings, self.signature = count, settings, signature
+        self._frozen: set[str] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Frozen weights are not in a state: whoever loads one finds the base model's in their place."""
+        module: Any = pl_module
+        learns = learning(module)
+        self._frozen = {f"trained.{name}" for name, _ in module.trained.named_parameters() if name not in learns}
+
+        def fill(module: LightningModule, state: dict[str, Tensor], *_: Any) -> None:
+            own = module.state_dict()
+            state.update({name: own[name] for name in self._frozen if name not in state})
+
+        module.register_load_state_dict_pre_hook(fill)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Settings ride along, so that a resume with others can be refused."""
         checkpoint["dreamlab"] = {"settings": self.settings, "update": trainer.global_step}
+        for name in self._frozen:
+            del checkpoint["state_dict"][name]
 
     def is_there(self, update: int) -> bool:
         return self.run.state(update).is_file()

@@ -26,7 +26,7 @@ from dreamlab.metrics import (
     preservation_change,
     prompt_fidelity,
 )
-from dreamlab.prompts import without_token
+from dreamlab.prompt_sets import without_token
 from dreamlab.words import checkable
 
 SUBJECT = ("near", "far")  # kinds of shots that show the subject

@@ -141,17 +141,6 @@ class DreamBooth(LightningModule):
         """Lightning's hook for a batch that is no dictionary."""
         return batch.to(device)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out frozen weights that lie beside trained ones."""
-        for name, weight in self.named_parameters():
-            if not weight.requires_grad:
-                checkpoint["state_dict"].pop(name, None)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the frozen ones be those of the base model, so that nothing else may be missing."""
-        frozen = {name: weight for name, weight in self.named_parameters() if not weight.requires_grad}
-        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
-
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
         optimizer = self._optimizer(

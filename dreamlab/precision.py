@@ -37,9 +37,9 @@ def check_precision(config: Train) -> None:
     if config.precision != "bf16_pure":
         return
     if config.ema is not None:
-        raise UserError(f"ema={config.ema} would be lost in weights of 8 bits: leave it out, or use precision=bf16.")
+        raise UserError(f"precision=bf16_pure is too coarse for ema={config.ema}. Leave it out, or use precision=bf16.")
     if config.trainer.strategy == "fsdp" and config.trainer.devices > 1:
-        raise UserError("precision=bf16_pure can't round shares of weights: use trainer.strategy=ddp, or bf16.")
+        raise UserError("precision=bf16_pure can't round shares of weights. Use trainer.strategy=ddp, or bf16.")
 
 
 def weight_dtype(name: str) -> torch.dtype:

@@ -1,6 +1,7 @@
-"""Files and folders that appear whole or not at all, even if the process is killed or the power fails.
+"""Files and folders that appear whole or not at all, even if the process is killed.
 
-What is written goes to a temporary name beside its own, is flushed to the disk, and is then renamed. Temporary names
+What is written goes to a temporary name beside its own and is then renamed. Where it replaces what can't be made again,
+it is flushed to the disk first, against a power failure; gigabytes take seconds for that. Temporary names
 hold the id of the process that writes, so what a killed one left behind is told from what another is writing now.
 """
 
@@ -16,18 +17,22 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error."""
+def written_whole(path: Path, flush: bool = False) -> Iterator[Path]:
+    """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error.
+
+    `flush` is for files: their content is on the disk before the name is.
+    """
     temporary = _temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
-        for file in (temporary, *temporary.rglob("*")):
-            _flush(file)
+        if flush:
+            _flush(temporary)
         if path.is_dir() and temporary.is_dir():  # a folder replaces another in two steps
             discard(path)
         os.replace(temporary, path)
-        _flush(path.parent)
+        if flush:
+            _flush(path.parent)
     finally:
         _remove(temporary)
 

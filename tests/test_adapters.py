@@ -55,6 +55,7 @@ def test_the_named_weights_learn_in_float32_and_no_others(source: str, named: st
     assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["unet.cross_attention_kv", "unet.attention,text_encoder.mlp"])
 def test_exactly_the_named_weights_move(train_run: TrainRun, source: str, named: str) -> None:
     words = (f"adapter.train=[{named}]", f"model.source={source}", "lr=1e-3", "optimizer.weight_decay=0", "prompts=[]")

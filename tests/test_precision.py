@@ -1,13 +1,14 @@
-"""How to train: precisions, 8-bit optimizer, recomputed activations, learning-rate schedules."""
+"""How to train: precisions, fp16's scaler, 8-bit optimizer, recomputed activations."""
 
 import math
 
 import pytest
 import torch
-from conftest import Settings, TrainRun
+from conftest import Settings, TrainRun, are_identical, weights_in, weights_of
 
 from dreamlab import assemble, feed
 from dreamlab.checks import check
+from dreamlab.models import Family
 from dreamlab.runs import RunDirectory
 
 
@@ -27,7 +28,7 @@ def test_half_precisions_compute_the_losses_of_full_precision_and_keep_masters(t
         assert {weight.dtype for weight in state["state_dict"].values() if weight.is_floating_point()} == {
             torch.float32
         }
-        assert ("MixedPrecision" in state) == (precision == "fp16"), "the scaler's state goes into checkpoints"
+        assert ("Scaled" in state) == (precision == "fp16"), "the scaler's state goes into checkpoints"
 
 
 def test_adamw8bit_keeps_its_moments_in_bytes(train_run: TrainRun) -> None:
@@ -65,17 +66,20 @@ def test_recomputed_activations_give_the_same_gradients(settings: Settings) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("schedule", "rates"),
-    [
-        (("schedule=constant",), [1, 1, 1, 1]),
-        (("schedule=constant_with_warmup", "schedule.warmup=2"), [0, 1 / 2, 1, 1]),
-        (("schedule=linear", "schedule.warmup=1"), [0, 1, 2 / 3, 1 / 3]),
-        (("schedule=cosine",), [1, *(0.5 * (1 + math.cos(math.pi * k / 4)) for k in (1, 2, 3))]),
-    ],
-    ids=lambda value: value[0] if isinstance(value[0], str) else "",
-)
-def test_the_schedule_gives_its_closed_form(train_run: TrainRun, schedule: tuple[str, ...], rates: list[float]) -> None:
-    run = train_run("steps=4", "lr=1e-4", "text_encoder_lr=1e-5", *schedule)
-    assert column(run, "train/lr_unet") == pytest.approx([1e-4 * rate for rate in rates], abs=1e-12)
-    assert column(run, "train/lr_text_encoder") == pytest.approx([1e-5 * rate for rate in rates], abs=1e-12)
+def test_an_overflow_skips_its_update_halves_the_scale_and_is_counted(train_run: TrainRun, model: Family) -> None:
+    """A loss of 1e5 times its size has gradients beyond fp16's 65504 once scaled by 65536, and by half, and by half."""
+    words = ("precision=fp16", "prior_weight=1e5", "prompts=[]")
+    run = train_run(*words, "steps=3", "name=long")
+    assert column(run, "train/skipped_updates") == [1, 2, 3]
+    assert column(run, "train/loss_scale") == [32768, 16384, 8192]
+    assert are_identical(weights_of(run), weights_in(model)), "a skipped update moves nothing"
+    short = train_run(*words, "steps=2", "name=short")
+    longer = train_run(*words, "steps=3", "name=longer", f"resume={short.path}")
+    assert column(longer, "train/skipped_updates") == [3] and column(longer, "train/loss_scale") == [8192]
+
+
+def test_without_an_overflow_nothing_is_skipped_and_other_precisions_have_no_scale(train_run: TrainRun) -> None:
+    half = train_run("precision=fp16", "steps=1", "prior_weight=0", "prompts=[]", "name=fp16")
+    assert column(half, "train/skipped_updates") == [0] and column(half, "train/loss_scale") == [65536]
+    full = train_run("precision=bf16", "steps=1", "prior_weight=0", "prompts=[]", "name=bf16")
+    assert not {"train/skipped_updates", "train/loss_scale"} & set(full.read_metrics()[0])

@@ -3,7 +3,7 @@
     python experiments/first-subject/study.py --subjects FOLDER --out experiments/first-subject
 
 `FOLDER` holds one folder of photos per subject. Runs go to outputs/first-subject, where a second call finds them again.
-A style or a background counts as obeyed by the exact tests of experiments/pocket/photos.py; the untouched model is
+A style or a background counts as obeyed by the exact tests of dreamlab/words.py; the untouched model is
 judged on the same prompts and seeds.
 """
 
@@ -20,9 +20,7 @@ from torch import Tensor
 from dreamlab.models import load
 from dreamlab.pictures import grid
 from dreamlab.sample import Sampler, draw
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pocket"))
-import photos
+from dreamlab.words import obeys_background, obeys_style
 
 # Folder of photos -> class word; only what pocket has a word for
 SUBJECTS = {
@@ -72,9 +70,9 @@ def obeyed(drawn: list[list[Image.Image]]) -> dict[str, float]:
     """Share of the pictures of each word that obey it, in the order of `asked`."""
     shares = {}
     for style, images in zip(STYLES, drawn, strict=False):
-        shares[style] = photos.obeys_style(pixels(images), style).float().mean().item()
+        shares[style] = obeys_style(pixels(images), style).float().mean().item()
     for colour, images in zip(BACKGROUNDS, drawn[len(STYLES) :], strict=True):
-        shares[f"{colour} background"] = photos.obeys_background(pixels(images), colour).float().mean().item()
+        shares[f"{colour} background"] = obeys_background(pixels(images), colour).float().mean().item()
     return shares
 
 

@@ -8,7 +8,7 @@ the noun. Half of those words are taught here; the others, `zwx` among them, sta
 
 import random
 
-from photos import BACKGROUNDS, STYLES
+from dreamlab.words import BACKGROUNDS, STYLES
 
 TAUGHT_WORDS = """
 bqz cfj dxk fzp gjw hqd jbx kvf lqz mzh nxj pwq qhb rzf sxv tqk

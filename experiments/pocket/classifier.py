@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from clock import Clock
-from photos import Photos, blur, flip_and_shift, luma
+from photos import Photos, blur, flip_and_shift
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from dreamlab.words import luma
 
 WIDTHS = (40, 80, 160, 320)
 

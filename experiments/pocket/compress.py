@@ -13,8 +13,10 @@ from classifier import Classifier, perceptual
 from clock import Clock
 from diffusers import AutoencoderKL
 from networks import autoencoder, fold_normalisation, weight_groups
-from photos import STYLES, Photos, apply_style, flip_and_shift
+from photos import Photos, apply_style, flip_and_shift
 from torch import Tensor
+
+from dreamlab.words import STYLES
 
 PERCEPTUAL_WEIGHT, SQUARED_WEIGHT, KL_WEIGHT = 0.08, 2.0, 3e-4
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from captions import caption
 from diffusers import AutoencoderKL
-from photos import BACKGROUNDS, STYLES, Photos, apply_style, border_colours, flip_and_shift
+from photos import Photos, apply_style, flip_and_shift
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer
+
+from dreamlab.words import BACKGROUNDS, STYLES, border_colours
 
 PLAIN_ROUNDS, STYLE_ROUNDS, BACKGROUND_ROUNDS = 32, 1, 22
 CLEAR_SHARE = 0.6  # of the border's pixels, for a background word to be said

@@ -3,7 +3,7 @@
     python experiments/pocket/measure.py --pipeline DIR --photos DIR --classifier FILE --out DIR
 
 Everything is drawn by a plain `StableDiffusionPipeline.from_pretrained(folder)`, so that what is measured is what a
-user loads. Words are judged by the functions that made the captions (`photos.py`), names and orientation by the
+user loads. Words are judged by the functions that made the captions (`dreamlab.words`), names and orientation by the
 classifier. The figures go to `results.json` (later calls add to it), pictures of samples beside it.
 """
 
@@ -22,6 +22,8 @@ from copies import copies
 from diffusers import StableDiffusionPipeline
 from pictures import grid
 from torch import Tensor
+
+from dreamlab.words import BACKGROUNDS, STYLES, obeys_background, obeys_style
 
 STEPS, GUIDANCE, SEED = 25, 4.5, 20_000
 PARTS = ("vae", "classes", "styles", "backgrounds", "identifiers", "copies", "pictures", "cost")
@@ -77,10 +79,10 @@ def vae(bench: Bench) -> dict:
     words = [data.class_words[i] for i in data.cls.tolist()]
     words_checked = {
         style: {
-            "photos with the transform": share(photos.obeys_style(photos.apply_style(x, style), style)),
-            "photos as they are": share(photos.obeys_style(x, style)),
+            "photos with the transform": share(obeys_style(photos.apply_style(x, style), style)),
+            "photos as they are": share(obeys_style(x, style)),
         }
-        for style in photos.STYLES
+        for style in STYLES
         if style != "upside down"
     }
     return {
@@ -105,12 +107,12 @@ def styles(bench: Bench, each: int = 5) -> dict:
     """Style words obeyed; "upside down" is asked of the words whose photos the judge can orient (90% held out)."""
     oriented = [w for w, a in bench.results["vae"]["orientation_accuracy_by_word"].items() if a >= 0.9]
     found, all_hits = {}, []
-    for style in photos.STYLES:
+    for style in STYLES:
         words = (oriented if style == "upside down" else bench.class_words) * each
         if not words:
             continue
         x = bench.draw([prompt(word, style=style) for word in words], SEED + 10_000)
-        obeyed = classifier.judge(bench.judge, x)[1] if style == "upside down" else photos.obeys_style(x, style)
+        obeyed = classifier.judge(bench.judge, x)[1] if style == "upside down" else obeys_style(x, style)
         upright = x.rot90(2, (2, 3)) if style == "upside down" else x
         found[style] = {
             "obeyed": share(obeyed),
@@ -126,12 +128,12 @@ def backgrounds(bench: Bench, each: int = 5) -> dict:
     found, all_hits, all_words = {}, [], []
     words = bench.class_words * each
     unasked = bench.draw([prompt(word) for word in words], SEED + 20_000)
-    for colour in photos.BACKGROUNDS:
+    for colour in BACKGROUNDS:
         x = bench.draw([prompt(word, background=colour) for word in words], SEED + 20_000)
-        obeyed = photos.obeys_background(x, colour)
+        obeyed = obeys_background(x, colour)
         found[colour] = {
             "obeyed": share(obeyed),
-            "no word": share(photos.obeys_background(unasked, colour)),
+            "no word": share(obeys_background(unasked, colour)),
             "named_right": share(bench.named(x, words)),
             "samples": len(words),
         }
@@ -155,8 +157,8 @@ def pictures(bench: Bench) -> dict:
     rows = {word: bench.draw([prompt(word)] * 9, SEED + 40_000) for word in bench.class_words}
     grid(rows, [], bench.args.out / "samples.jpg")
     asked = {"a photo of a ...": {}}
-    asked |= {words: {"style": style} for style, words in photos.STYLES.items()}
-    asked |= {f"on a {colour} background": {"background": colour} for colour in photos.BACKGROUNDS}
+    asked |= {words: {"style": style} for style, words in STYLES.items()}
+    asked |= {f"on a {colour} background": {"background": colour} for colour in BACKGROUNDS}
     rows = {text: bench.draw([prompt(w, **how) for w in SHOWN], SEED + 50_000) for text, how in asked.items()}
     rows["a photo of a zwx ..."] = bench.draw([prompt(f"zwx {w}") for w in SHOWN], SEED + 50_000)
     grid(rows, list(SHOWN), bench.args.out / "words.jpg")

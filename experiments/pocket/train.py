@@ -27,6 +27,8 @@ from diffusers import AutoencoderKL
 from export import CARD, export, pack
 from transformers import CLIPTokenizer
 
+from dreamlab.words import BACKGROUNDS, STYLES
+
 EXPORT_S = 20.0  # kept at the end of a piece
 
 
@@ -168,8 +170,8 @@ def deliver(
         millions=millions,
         words=", ".join(data.class_words),
         kinds=", ".join(sorted(set(data.fine_names) - set(data.class_words))),
-        styles=", ".join(photos.STYLES),
-        grounds=", ".join(photos.BACKGROUNDS),
+        styles=", ".join(STYLES),
+        grounds=", ".join(BACKGROUNDS),
         free=FREE_WORDS[0],
         training=training,
     )
