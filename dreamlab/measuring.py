@@ -16,7 +16,7 @@ from dreamlab.callbacks import OnImage
 from dreamlab.evaluation import Judge
 from dreamlab.models import Family, pick_device
 from dreamlab.module import DreamBooth
-from dreamlab.moments import Moments, make_judge, plan, spaced
+from dreamlab.moments import Draw, Moments, make_judge, plan, spaced
 from dreamlab.photos import Loading, Region, crop, read_photo
 from dreamlab.prior import class_images, reference_images
 from dreamlab.probes import Grid, Probe, Probes
@@ -41,24 +41,32 @@ def moments(
     config: Train, subject: Subject, run: RunDirectory, model: Family, judge: Judge, averaged: Average | None
 ) -> Moments:
     """The evaluation's shots, bound to this model, which must be untouched now, or later to its average."""
-    chosen, side, device = config.eval, config.resolution, pick_device(config.device)
-    sampler = Sampler(chosen.sampler, chosen.steps, chosen.guidance, "", side, side)
-    shots = plan(chosen, subject.concepts)
+    chosen, shots = config.eval, plan(config.eval, subject.concepts)
+    paths = reference_images(
+        model, shots.prompts, shots.seeds, _eval_sampler(config), cache_dir=cache_dir(config.cache_dir),
+        device=pick_device(config.device), precision=config.precision, batch_size=chosen.batch_size,
+    )  # fmt: skip
+    base = [Image.open(path).convert("RGB") for path in paths]
+    updates = spaced(config.steps, chosen.moments) | set(chosen.at)
+    return Moments(run, shots, judge, drawing(config, model, averaged), base, updates, config.early_stop)
+
+
+def _eval_sampler(config: Train) -> Sampler:
+    chosen, side = config.eval, config.resolution
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, "", side, side)
+
+
+def drawing(config: Train, model: Family, averaged: Average | None) -> Draw:
+    """How a moment's shots are drawn from a model, or from the average of its weights."""
 
     def draw_shots(prompts: Sequence[str], seeds: Sequence[int], keep: OnImage) -> None:
         with averaged.in_use() if averaged else contextlib.nullcontext():
             draw(
-                model, prompts, seeds, sampler,
-                device=device, precision=config.precision, batch_size=chosen.batch_size, on_image=keep,
+                model, prompts, seeds, _eval_sampler(config), device=pick_device(config.device),
+                precision=config.precision, batch_size=config.eval.batch_size, on_image=keep,
             )  # fmt: skip
 
-    paths = reference_images(
-        model, shots.prompts, shots.seeds, sampler, cache_dir=cache_dir(config.cache_dir), device=device,
-        precision=config.precision, batch_size=chosen.batch_size,
-    )  # fmt: skip
-    base = [Image.open(path).convert("RGB") for path in paths]
-    updates = spaced(config.steps, chosen.moments) | set(chosen.at)
-    return Moments(run, shots, judge, draw_shots, base, updates, config.early_stop)
+    return draw_shots
 
 
 def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBooth) -> Probes | None:

@@ -16,7 +16,8 @@ from dreamlab.runs import RunDirectory, numbered, update_of
 
 SHOWN = {  # metrics in the summary
     "eval/dino_near": "likeness to the photos (DINO)", "eval/words": "words obeyed",
-    "eval/clip_t": "prompts obeyed (CLIP-T)", "eval/pres": "likeness of the class (PRES)", "eval/copies": "samples that are copies",
+    "eval/clip_t": "prompts obeyed (CLIP-T)", "eval/pres": "likeness of the class (PRES)",
+    "eval/copies": "samples that are copies",
 }  # fmt: skip
 
 
