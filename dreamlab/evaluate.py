@@ -47,8 +47,8 @@ def _of_model(settings: Evaluate, side: int) -> Train:
         )
     config = Train(
         instance_dir=str(settings.instance_dir), class_word=settings.class_word, token=settings.token,
-        eval=settings.eval,        resolution=settings.resolution or side, device=settings.device, cache_dir=settings.cache_dir, prior_weight=0.0,
-        precision=settings.precision or "fp32",
+        eval=settings.eval, resolution=settings.resolution or side, device=settings.device,
+        cache_dir=settings.cache_dir, prior_weight=0.0, precision=settings.precision or "fp32",
     )  # fmt: skip
     config.model.source, config.prior.kind, config.data.holdout = str(settings.base), "none", 0
     return config
