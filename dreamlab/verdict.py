@@ -2,7 +2,8 @@
 
 The rule, on several metrics at once and with their intervals (docs/math.md explains it), for each moment u:
 
-    learnt(u)      DINO has come half of the way from the untouched model's to that between the photos themselves
+    learnt(u)      DINO, of pictures in the photos' own context, has come half of the way from the untouched model's to
+                   that between the photos themselves
     copies(u)      more than a tenth of the subject's samples are copies of training photos
     class drift(u) class images have moved a quarter of that same way, either way, and their interval spares 0;
                    or they have become one picture (collapse below one half)
@@ -41,17 +42,28 @@ class Verdict:
         return asdict(self)
 
 
+def likeness(row: Row) -> float | None:
+    """DINO of a moment's pictures in the photos' own context; of all the subject's where none was asked in that."""
+    return row.get("eval/dino_near", row.get("eval/dino"))
+
+
 def way(base: Row) -> float | None:
     """How far there is to go: DINO between the photos minus that of the untouched model's pictures; None if unknown."""
-    if "eval/dino_photos" not in base or "eval/dino" not in base:
+    start = likeness(base)
+    if "eval/dino_photos" not in base or start is None:
         return None
-    return max(base["eval/dino_photos"] - base["eval/dino"], 0.05)  # a class that is like its subject to begin with
+    return max(base["eval/dino_photos"] - start, 0.05)  # a class that is like its subject to begin with
 
 
 def is_learnt(base: Row, row: Row) -> bool:
     """Whether a moment's pictures show the subject."""
-    distance = way(base)
-    return distance is not None and row["eval/dino"] - base["eval/dino"] >= RULES["learnt"] * distance
+    return share_of_way(base, row) >= RULES["learnt"]
+
+
+def share_of_way(base: Row, row: Row) -> float:
+    """How much of the way to the photos' likeness a moment has come; 0 where it is unknown."""
+    distance, start, now = way(base), likeness(base), likeness(row)
+    return 0.0 if distance is None or start is None or now is None else (now - start) / distance
 
 
 def harms(base: Row, row: Row) -> list[str]:
@@ -81,7 +93,7 @@ def judge(evaluations: Sequence[Row]) -> Verdict:
     """The verdict on a run's moments, the first of which is the untouched model (update 0)."""
     moments = {int(row["update"]): row for row in evaluations}
     base, later = moments.get(0), sorted(update for update in moments if update > 0)
-    if base is None or not later or way(base) is None or any("eval/dino" not in moments[u] for u in later):
+    if base is None or not later or way(base) is None or any(likeness(moments[u]) is None for u in later):
         return Verdict("Not measured: there is no moment to compare.", "unmeasured", None, [], RULES)
     learnt = [update for update in later if is_learnt(base, moments[update])]
     found = {update: harms(base, moments[update]) for update in later}
@@ -97,7 +109,7 @@ def judge(evaluations: Sequence[Row]) -> Verdict:
     if not clean:
         sentence = f"Overfitted: the subject is learnt by update {learnt[0]}{cost}. Halve the lr or the steps."
         return Verdict(sentence, "overfitted", learnt[0], reasons, RULES)
-    keep = max(clean, key=lambda update: moments[update]["eval/dino"])
+    keep = max(clean, key=lambda update: share_of_way(base, moments[update]))
     sentence = f"The subject is learnt by update {learnt[0]}{cost}: keep update {keep}."
     return Verdict(sentence, "good", keep, reasons, RULES)
 
@@ -112,5 +124,5 @@ def should_stop(evaluations: Sequence[Row], kind: str) -> str | None:
 
 
 def _told(base: Row, row: Row, update: int, found: Sequence[str]) -> str:
-    share = (row["eval/dino"] - base["eval/dino"]) / (way(base) or 1)
-    return f"update {update}: {share:.0%} of the way to the photos' likeness" + "".join(f"; {harm}" for harm in found)
+    told = f"update {update}: {share_of_way(base, row):.0%} of the way to the photos' likeness"
+    return told + "".join(f"; {harm}" for harm in found)
