@@ -138,7 +138,7 @@ def kept(config: Train, subject: Subject, run: RunDirectory, start: Start, avera
 
 
 def trainer(
-    config: Train, subject: Subject, run: RunDirectory, start: Start, sampling: Callback, logger: Logger | None,
+    config: Train, subject: Subject, run: RunDirectory, start: Start, beside: Sequence[Callback], logger: Logger | None,
     averaged: Average | None = None,
 ) -> Trainer:  # fmt: skip
     """Lightning's trainer with our callbacks; it counts updates, not micro-batches, in `max_steps`."""
@@ -149,7 +149,7 @@ def trainer(
     per_update = config.batch_size * config.accumulate * devices * halves
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
-        callbacks.Metrics(run, per_update), callbacks.TrainingProgress(config.steps), sampling,
+        callbacks.Metrics(run, per_update), callbacks.TrainingProgress(config.steps), *beside,
         *kept(config, subject, run, start, averaged), callbacks.StopCleanly(),
     ]  # fmt: skip
     return Trainer(

@@ -56,6 +56,9 @@ NUMBERS: dict[str, Rule] = {
     "data.holdout": _or_null(COUNT),
     "data.bucket_step": _or_null(PIXELS), "data.unmasked_weight": SHARE, "prior.jpeg_quality": _or_null(QUALITY),
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
+    "eval.near": COUNT, "eval.far": _or_null(COUNT), "eval.class_images": COUNT, "eval.unrelated": _or_null(COUNT),
+    "eval.images_per_prompt": WHOLE, "eval.moments": COUNT, "eval.steps": WHOLE, "eval.guidance": WEIGHT,
+    "eval.seed": COUNT, "eval.batch_size": WHOLE, "eval.probes": COUNT,
 }  # fmt: skip
 TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 CHOICES = {
@@ -68,6 +71,7 @@ CHOICES = {
     "data.background": ("white", "black"), "data.resample": ("lanczos", "bilinear"), "objective.loss": ("l2", "huber"),
     "data.pairing": ("independent", "by_index"), "prior.kind": ("images", "distill", "none"),
     "count": ("updates", "micro_batches"), "trainer.strategy": ("ddp", "fsdp"),
+    "early_stop": ("none", "memorisation", "drift"), "eval.sampler": tuple(SAMPLERS),
 }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from dreamlab.commands import Evaluate, Export, Report, Sample
 from dreamlab.errors import UserError, did_you_mean
-from dreamlab.schema import Export, Report, Sample, Train
+from dreamlab.schema import Train
 
 ALLOWED_TARGETS = ("torch.optim.", "bitsandbytes.optim.", "prodigyopt.", "pytorch_lightning.loggers.")
 EXTRAS = {"prodigyopt": "prodigy"}  # packages of ALLOWED_TARGETS that come with an extra of dreamlab
@@ -36,6 +37,7 @@ def register_schemas() -> None:
     store.store(name="sample_schema", node=Sample)
     store.store(name="export_schema", node=Export)
     store.store(name="report_schema", node=Report)
+    store.store(name="evaluate_schema", node=Evaluate)
 
 
 def conf_dir() -> str:

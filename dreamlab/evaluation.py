@@ -134,6 +134,9 @@ class Judge:
             numbers["eval/nearness"] = float(np.mean(excess))
         for name, scores in (("dino", dino), ("clip_i", clip_i), ("clip_t", told)):
             numbers |= _told(name, estimate_mean(scores, groups))
+        near = [place for place, k in enumerate(index) if shots[k].kind == "near"]
+        if near:  # in other styles even a perfect likeness is unlike a photo
+            numbers |= _told("dino_near", estimate_mean(dino[near]))
         spread = diversity(distances(features[index]), groups)
         if len(spread):
             numbers |= _told("div", estimate_mean(spread))

@@ -55,7 +55,7 @@ class Evidence:
     @property
     def updates(self) -> list[int]:
         """The moments at which the run was measured or has pictures to judge, in order."""
-        pictured = [update for update in map(update_of, numbered(self.run.path / "eval")) if update >= 0]
+        pictured = [update for update in map(update_of, numbered(self.run.evaluated)) if update >= 0]
         return sorted({int(row["update"]) for row in self.evaluations} | set(pictured))
 
     def at(self, update: int | None) -> dict[str, float]:
@@ -68,7 +68,7 @@ class Evidence:
 
     def shots(self, update: int) -> list[dict[str, Any]]:
         """The pictures of a moment, each with its `prompt`, `seed`, `kind`, `path` and scores."""
-        folder = self.run.path / "eval" / f"update-{update:06d}"
+        folder = self.run.evaluated / f"update-{update:06d}"
         shots = read_object(folder / "scores.json").get("shots")
         rows = [shot for shot in shots if isinstance(shot, dict)] if isinstance(shots, list) else []
         for number, row in enumerate(rows):  # only the name counts: a file elsewhere is none of this run's

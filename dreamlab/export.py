@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from dreamlab.commands import Export
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, did_you_mean, explained
 from dreamlab.quiet import quiet_libraries
-from dreamlab.schema import Export
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -64,7 +64,7 @@ class Photo:
 
 def photos_of(evidence: Evidence) -> list[Photo]:
     """The photos below eval/photos that can be read."""
-    folder = evidence.run.path / "eval" / "photos"
+    folder = evidence.run.evaluated / "photos"
     found = []
     for path in list_images(folder) if folder.is_dir() else []:
         concept, *_, number = path.stem.split("-")
@@ -98,7 +98,7 @@ def judged(evidence: Evidence, photos: Sequence[Photo]) -> Gallery:
     moments = {update: {_shot_key(shot): shot for shot in evidence.shots(update)} for update in updates}
     told = next((evidence.shots(update) for update in reversed(updates) if moments[update]), [])
     if 0 in moments and not moments[0]:  # the base's pictures have the places of the others' shots
-        base = evidence.run.path / "eval" / "update-000000"
+        base = evidence.run.evaluated / "update-000000"
         moments[0] = {_shot_key(shot): _unscored(shot, base) for shot in told}
     shown = told[:MAX_ROWS]
     files = [moments[u][_shot_key(s)]["path"] for s in shown for u in updates if _shot_key(s) in moments[u]]

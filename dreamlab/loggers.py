@@ -56,15 +56,17 @@ def make_logger(kind: str, folder: Path, name: str, project: str, mode: str) -> 
     return logger
 
 
-def log_images(logger: Logger | None, images: Sequence[Image], captions: Sequence[str], update: int) -> None:
-    """Show samples in W&B or TensorBoard; the other loggers keep numbers only."""
+def log_images(
+    logger: Logger | None, images: Sequence[Image], captions: Sequence[str], update: int, name: str = "samples"
+) -> None:
+    """Show pictures in W&B or TensorBoard; the other loggers keep numbers only."""
     if isinstance(logger, WandbLogger):
-        logger.log_image("samples", list(images), step=update, caption=list(captions))
+        logger.log_image(name, list(images), step=update, caption=list(captions))
     elif isinstance(logger, TensorBoardLogger):
         import numpy as np
 
         for caption, image in zip(captions, images, strict=True):
-            logger.experiment.add_image(caption, np.asarray(image), update, dataformats="HWC")
+            logger.experiment.add_image(f"{name}/{caption}", np.asarray(image), update, dataformats="HWC")
 
 
 def close(logger: Logger | None, succeeded: bool) -> None:

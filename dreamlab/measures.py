@@ -19,6 +19,7 @@ class Measure:
 
 MEASURES = (
     Measure("eval/dino", "DINO", "up", "subject fidelity: likeness of samples and photos"),
+    Measure("eval/dino_near", "DINO, near", "up", "the same, of prompts in the photos' own context"),
     Measure("eval/clip_i", "CLIP-I", "up", "subject fidelity, by CLIP"),
     Measure("eval/clip_t", "CLIP-T", "up", "prompt fidelity: likeness of samples and prompts"),
     Measure("eval/words", "words obeyed", "up", "share of the prompts' checkable words that are obeyed"),

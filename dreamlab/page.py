@@ -51,7 +51,7 @@ def verdict_state(evidence: Evidence) -> str:
 
 
 def _missing_pictures(evidence: Evidence, photos: Sequence[gallery.Photo]) -> list[str]:
-    has_eval = any((evidence.run.path / "eval").glob("update-*/*.png"))
+    has_eval = any(evidence.run.evaluated.glob("update-*/*.png"))
     said = [] if has_eval else ["eval/ holds no pictures: there are none with scores."]
     if has_eval and not photos:
         said.append("eval/photos is missing: the nearest training photos cannot be shown.")
@@ -118,7 +118,8 @@ def charts(evidence: Evidence) -> list[Chart]:
     quarters = {f"train/loss_{half}_q{n}": f"{half} q{n}" for half in ("instance", "prior") for n in (1, 2, 3, 4)}
     drawn = [
         curves("fidelity", "Subject fidelity and copies", [
-            Panel("likeness", _lines(scores, {"eval/dino": "DINO", "eval/clip_i": "CLIP-I"}), level),
+            Panel("likeness", _lines(scores, {"eval/dino": "DINO", "eval/dino_near": "DINO, near",
+                                              "eval/clip_i": "CLIP-I"}), level),
             Panel("share of copies", _lines(scores, {"eval/copies": "copies"})),
         ], kept),
         curves("prompts", "Prompt fidelity", [

@@ -39,7 +39,7 @@ class Probe:
     name: str
     latents: Tensor
     input_ids: Tensor
-    asks_loss: bool  # else how far the prediction has moved
+    asks_loss: bool  # or only how far the prediction has moved
 
 
 def fixed_noise(latents: Tensor, place: int) -> Tensor:
@@ -68,25 +68,28 @@ class Grid:
         }
 
     def ask(self) -> dict[str, float]:
-        """One number for each probe, `probe/<name>`: 1 for a loss and 0 for a drift where nothing has changed."""
+        """`probe/<name>_drift` of every probe and `probe/<name>_loss` of some: 0 and 1 where nothing has changed."""
         found = {}
         for probe in self.probes:
-            ratios = [
-                self._ratio(probe, place, self._predict(probe, place), self._before[probe.name, place])
+            pairs = [
+                (self._predict(probe, place), self._before[probe.name, place], self._target(probe, place))
                 for place in range(len(QUARTERS))
             ]
-            found[f"probe/{probe.name}"] = sum(ratios) / len(ratios)
+            moved = [((now - before).square().mean() / before.square().mean()).item() for now, before, _ in pairs]
+            found[f"probe/{probe.name}_drift"] = sum(moved) / len(moved)
+            if probe.asks_loss:
+                ratios = [
+                    (per_sample_error(now, wanted).mean() / per_sample_error(before, wanted).mean()).item()
+                    for now, before, wanted in pairs
+                ]
+                found[f"probe/{probe.name}_loss"] = sum(ratios) / len(ratios)
         return found
 
-    def _ratio(self, probe: Probe, place: int, now: Tensor, before: Tensor) -> float:
-        if not probe.asks_loss:
-            return ((now - before).square().mean() / before.square().mean()).item()
-        timesteps = self._timesteps(probe, place)
-        wanted = target(
-            self.model.prediction_type, probe.latents, fixed_noise(probe.latents, place), timesteps,
+    def _target(self, probe: Probe, place: int) -> Tensor:
+        return target(
+            self.model.prediction_type, probe.latents, fixed_noise(probe.latents, place), self._timesteps(probe, place),
             self.model.alphas_cumprod,
         )  # fmt: skip
-        return (per_sample_error(now, wanted).mean() / per_sample_error(before, wanted).mean()).item()
 
     def _timesteps(self, probe: Probe, place: int) -> Tensor:
         return torch.full((len(probe.latents),), int(QUARTERS[place] * len(self.model.alphas_cumprod)))
@@ -102,18 +105,18 @@ class Grid:
 
 
 class Probes(Updates):
-    """Asks the grid every `every` updates and after the last one; one line of probes.jsonl each."""
+    """Asks the grid at given updates; one line of probes.jsonl each."""
 
-    def __init__(self, run: RunDirectory, grid: Grid, every: int) -> None:
-        self.run, self.grid, self.every = run, grid, every
+    def __init__(self, run: RunDirectory, grid: Grid, updates: set[int]) -> None:
+        self.run, self.grid, self.updates = run, grid, updates
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        if trainer.is_global_zero and (update % self.every == 0 or update == trainer.max_steps):
+        if trainer.is_global_zero and update in self.updates:
             self.take(trainer.logger, update)
 
     def take(self, logger: Logger | None, update: int) -> None:
         """Ask, write and log."""
         row = self.grid.ask()
-        self.run.append_metrics({"update": update, **row})
+        self.run.probes.append({"update": update, **row})
         if logger is not None:
             logger.log_metrics(row, step=update)

@@ -4,6 +4,7 @@
 (compare.py). What is heavy is imported where it is needed, so that `--help` is quick.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,21 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from dreamlab.commands import Report
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, explained
 from dreamlab.quiet import quiet_libraries
-from dreamlab.schema import Report
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from dreamlab.runs import RunDirectory
+
+SHOWN = {  # metrics in the summary
+    "eval/dino_near": "likeness to the photos (DINO)", "eval/words": "words obeyed",
+    "eval/clip_t": "prompts obeyed (CLIP-T)", "eval/pres": "likeness of the class (PRES)",
+    "eval/copies": "samples that are copies",
+}  # fmt: skip
 
 
 def sample_updates(run: "RunDirectory") -> list[int]:
@@ -72,6 +79,8 @@ def summarise(run: "RunDirectory") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from dreamlab.page import PAGE
+
     status, tail = run.status(), run.read_metrics()[-20:]
     table = Table(show_header=False)
     table.add_row("updates", str(status.get("update", 0)))
@@ -80,9 +89,13 @@ def summarise(run: "RunDirectory") -> None:
     table.add_row("training speed", f"{_mean(tail, 'perf/images_per_s'):.1f} images/s")
     table.add_row("peak memory", f"{tail[-1]['perf/peak_gib'] if tail else 0:.2f} GiB")
     table.add_row("time", f"{status.get('seconds', 0):.0f} s")
+    for row in _measured(run):
+        table.add_row(*row)
     table.add_section()
     if run.grid.is_file():
         table.add_row("before and after", str(run.grid))
+    if (run.path / PAGE).is_file():
+        table.add_row("the whole story", str(run.path / PAGE))
     table.add_row("tuned model", str(run.model))
     table.add_row("metrics", str(run.metrics))
     table.add_row("draw more", f'python -m dreamlab.sample run={run.path} prompt="..."')
@@ -90,8 +103,22 @@ def summarise(run: "RunDirectory") -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def _measured(run: "RunDirectory") -> list[tuple[str, str]]:
+    """The verdict, and how the last moment differs from the untouched model."""
+    moments = run.evaluations.rows()
+    if len(moments) < 2 or not run.verdict.is_file():
+        return []
+    base, last = moments[0], moments[-1]
+    told = [
+        (f"{title}, before and after", f"{base[key]:.2f}   {last[key]:.2f}")
+        for key, title in SHOWN.items() if base.get(key) is not None and last.get(key) is not None
+    ]  # fmt: skip
+    return [*told, ("verdict", str(json.loads(run.verdict.read_text(encoding="utf-8"))["sentence"]))]
+
+
 def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
-    return sum(row[key] for row in rows) / max(1, len(rows))
+    known = [row[key] for row in rows if row.get(key) is not None]
+    return sum(known) / max(1, len(known))
 
 
 def report(settings: Report) -> Path:

@@ -23,9 +23,12 @@ from dreamlab.subject import Subject
 from dreamlab.whole import sweep
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
-ONLY_SHOWN = ("prompts", "sampling", "sample_every")
+ONLY_SHOWN = ("prompts", "sampling", "sample_every", "eval", "early_stop")
 # What the model group recommends decides nothing itself: the settings that take it are compared
-RECOMMENDED = ("lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts")
+RECOMMENDED = (
+    "lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts", "eval_prompts",
+    "dino", "clip",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
     config.yaml     the resolved settings          card.json      versions, hardware, seeds, command, photos
     metrics.jsonl   one JSON object per update     status.json    running | finished | interrupted | failed
+    evaluations.jsonl probes.jsonl                 what was measured at some updates, 0 being the untouched model
+    eval/           the pictures of each moment and their scores      verdict.json   what to make of it
     samples/        update-000150/0000.png ...     grid.png       before and after, side by side
     model/          the tuned diffusers folder     resume/        update-000150.ckpt: everything to go on exactly
     snapshots/      update-000150/: fp16, see snapshots.py         .lock: held by the process that trains
@@ -11,6 +13,7 @@ Files appear whole or not at all: see whole.py.
 
 import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -67,6 +70,38 @@ def environment() -> dict[str, Any]:
     }
 
 
+class JsonLines:
+    """A file of one JSON object per line, each about an `update`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one line; what is no finite number becomes null, which every reader of JSON knows."""
+        told = {key: None if _is_odd(value) else value for key, value in row.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every whole line; one cut short by a kill is passed over."""
+        rows = []
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+        return rows
+
+    def rewind(self, update: int) -> None:
+        """Drop the lines after `update`, which a resumed run will write again."""
+        rows = [row for row in self.rows() if row["update"] <= update]
+        with written_whole(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 class RunDirectory:
     """The files of one run below `path`."""
 
@@ -75,6 +110,10 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.card = path / "card.json"
         self.metrics = path / "metrics.jsonl"
+        self.evaluations = JsonLines(path / "evaluations.jsonl")
+        self.probes = JsonLines(path / "probes.jsonl")
+        self.verdict = path / "verdict.json"
+        self.evaluated = path / "eval"
         self.samples = path / "samples"
         self.grid = path / "grid.png"
         self.model = path / "model"
@@ -152,23 +191,16 @@ class RunDirectory:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        JsonLines(self.metrics).append(row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl; one cut short by a kill is passed over."""
-        rows = []
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    rows.append(json.loads(line))
-        return rows
+        """Every whole line of metrics.jsonl."""
+        return JsonLines(self.metrics).rows()
 
-    def rewind_metrics(self, update: int) -> None:
-        """Drop the lines after `update`, which a resumed run will write again."""
-        rows = [row for row in self.read_metrics() if row["update"] <= update]
-        with written_whole(self.metrics) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    def rewind(self, update: int) -> None:
+        """Forget the numbers after `update`, which a resumed run will write again."""
+        for lines in (JsonLines(self.metrics), self.evaluations, self.probes):
+            lines.rewind(update)
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from dreamlab.commands import Sample
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, did_you_mean, explained
 from dreamlab.quiet import quiet_libraries
-from dreamlab.schema import Sample
 
 if TYPE_CHECKING:
     import torch

@@ -31,6 +31,9 @@ class Model:
     guidance: float = 7.5  # classifier-free guidance scale for class images and samples
     gradient_checkpointing: bool = False  # less memory, about a third slower
     prompts: list[str] = field(default_factory=list)  # what to sample; {token} and {class_word} are filled in
+    eval_prompts: str = "paper"  # a key of dreamlab.prompt_sets.SETS, or paper: for objects or live subjects
+    dino: str = "dino"  # encoders of the evaluation: a short name, a hub id or a folder
+    clip: str = "clip"
 
 
 @dataclass
@@ -119,6 +122,29 @@ class Sampling:
 
 
 @dataclass
+class Eval:
+    """What is measured beside training, always against the untouched model with the same noise."""
+
+    kind: str = "quick"  # none | quick | standard | paper: which file of conf/eval the numbers below come from
+    prompts: str = "paper"  # a key of dreamlab.prompt_sets.SETS, or paper: for objects or live subjects
+    near: int = 1  # prompts in the photos' own context
+    far: int | None = 5  # prompts in other contexts; null: all of the set
+    class_images: int = 4  # of the class prompt
+    unrelated: int | None = 2  # prompts of other things; null: all of the set
+    images_per_prompt: int = 1
+    moments: int = 2  # evaluations, evenly spaced, the last one at the end
+    at: list[int] = field(default_factory=list)  # further updates to evaluate at
+    sampler: str = "dpm++"
+    steps: int = 20
+    guidance: float = 7.5
+    seed: int = 7  # image k of a prompt uses seed + k
+    batch_size: int = 8  # images sampled at a time
+    dino: str = "dino"
+    clip: str = "clip"
+    probes: int = 6  # times that the denoising loss is probed, evenly spaced; 0: never
+
+
+@dataclass
 class Logger:
     """Where metrics go besides metrics.jsonl."""
 
@@ -172,51 +198,6 @@ class Train:
     schedule: Schedule = field(default_factory=Schedule)
     trainer: Trainer = field(default_factory=Trainer)
     sampling: Sampling = field(default_factory=Sampling)
+    eval: Eval = field(default_factory=Eval)
+    early_stop: str = "none"  # none | memorisation | drift: end training when the verdict's rule for it is met
     logger: Logger = field(default_factory=Logger)
-
-
-@dataclass
-class Sample:
-    """Everything `python -m dreamlab.sample` takes."""
-
-    run: str = "???"  # run directory, diffusers folder, hub id, single file, or "pocket"
-    config: str | None = None  # of a single file: where its tokenizer and shapes come from
-    prompt: str = "???"  # several prompts: separate them with |
-    n: int = 4  # images per prompt
-    seed: int = 52362  # image k uses seed + k
-    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
-    steps: int = 25
-    guidance: Any = None  # a scale or a list of scales; null: as the run's own samples; 7.5 where there is no run
-    negative_prompt: str = ""
-    height: int | None = None  # pixels; null: the model's own size
-    width: int | None = None
-    batch_size: int = 4
-    precision: str = "fp32"
-    device: str = "auto"
-    out: str | None = None  # folder; null: samples/<prompt> in the run, or outputs/samples
-
-
-@dataclass
-class Export:
-    """Everything `python -m dreamlab.export` takes."""
-
-    run: str = "???"  # run directory, diffusers folder, hub id or single file
-    config: str | None = None  # of a single file: where its tokenizer and shapes come from
-    format: str = "safetensors"  # safetensors | ckpt | diffusers
-    dtype: str = "fp16"  # fp16 | fp32
-    vae: str | None = None
-    out: str | None = None
-    overwrite: bool = False
-    card: bool = False  # write a model card, too: README.md in the folder, <file>.md beside the file
-    push: str | None = None  # hub repository (user/name) to upload it to, with a model card
-    private: bool = True
-
-
-@dataclass
-class Report:
-    """Everything `python -m dreamlab.report` takes; one of the first three."""
-
-    run: str | None = None  # run directory
-    runs: list[str] | None = None  # run directories to compare
-    sweep: str | None = None  # folder of run directories to compare
-    out: str | None = None  # HTML file of the comparison; null: comparison.html in the folder that holds the runs

@@ -19,9 +19,15 @@ from dreamlab.quiet import quiet_libraries
 from dreamlab.schema import Train
 
 if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
     from torch.utils.data import DataLoader
 
+    from dreamlab.average import Average
+    from dreamlab.callbacks import Samples
+    from dreamlab.evaluation import Judge
+    from dreamlab.models import Family
     from dreamlab.module import DreamBooth
+    from dreamlab.moments import Moments
     from dreamlab.resume import Start
     from dreamlab.runs import RunDirectory
     from dreamlab.subject import Subject
@@ -40,52 +46,82 @@ def train(config: Train) -> "RunDirectory":
         run, start = open_run(config, subject, joins)
         if start.is_finished:
             return run
-        from dreamlab import assemble, feed
+        from dreamlab import assemble, feed, measuring
 
         with contextlib.nullcontext() if joins else run.guarded(start.signature, start.update):
+            judge = None
             if not joins:
                 assemble.record(config, subject, run)
+                judge = measuring.judge(config, subject, run)
             model = assemble.base_model(config)
             sets = feed.image_sets(config, subject, model)
             module = assemble.module(config, model)
-            fit = _join if joins else _lead
-            fit(config, subject, run, start, module, feed.batches(config, sets, start, module))
+            batches = feed.batches(config, sets, start, module)
+            if joins:
+                _join(config, subject, run, start, module, batches)
+            else:
+                _lead(config, subject, run, start, module, batches, judge)
     return run
 
 
 def _lead(
     config: Train, subject: "Subject", run: "RunDirectory", start: "Start", module: "DreamBooth",
-    batches: "DataLoader[Any]",
+    batches: "DataLoader[Any]", judge: "Judge | None",
 ) -> None:  # fmt: skip
     """Sample, train, save, sample again; the run is left finished, or interrupted with a state to go on from."""
-    from dreamlab import assemble, loggers, report
-    from dreamlab.processes import is_shared_out
+    from dreamlab import assemble, loggers, measuring
 
     began, succeeded = time.perf_counter(), False
+    run.rewind(start.update)
     logger = assemble.logger(config, subject, run)
     try:
         average = assemble.average(config, module)
         samples = assemble.samples(config, subject, run, module.model, average)
         if not samples.is_taken(0):
             samples.take(logger, 0)
-        run.rewind_metrics(start.update)
-        trainer = assemble.trainer(config, subject, run, start, samples, logger, average)
+        moments = measuring.moments(config, subject, run, module.model, judge, average) if judge else None
+        if moments and not moments.is_taken(0):
+            moments.keep(logger, 0, moments.base)
+        probes = measuring.probes(config, subject, run, module)
+        if probes and not start.update:
+            probes.take(logger, 0)
+        watching = [samples, *(watch for watch in (moments, probes) if watch)]
+        trainer = assemble.trainer(config, subject, run, start, watching, logger, average)
         trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
-        if trainer.global_step < config.steps:
+        reached, stopped_by = trainer.global_step, moments.stopped_by if moments else None
+        if reached < config.steps and not stopped_by:
             raise KeyboardInterrupt
-        model = module.model
-        if is_shared_out(config.trainer.devices, config.trainer.strategy):
-            model = assemble.gathered(config, run)
-            samples = assemble.samples(config, subject, run, model, None)
-        samples.take(logger, config.steps)
-        with average.in_use() if average else contextlib.nullcontext():
-            run.save_model(model)
-        if subject.sample_prompts:
-            report.draw_grid(run, run.grid)
-        run.set_status("finished", update=config.steps, signature=start.signature, seconds=time.perf_counter() - began)
+        _conclude(config, subject, run, module.model, average, samples, moments, logger, reached)
+        told = {"stopped_early": stopped_by} if stopped_by else {}
+        seconds = time.perf_counter() - began
+        run.set_status("finished", update=reached, signature=start.signature, seconds=seconds, **told)
         succeeded = True
     finally:
         loggers.close(logger, succeeded)
+
+
+def _conclude(
+    config: Train, subject: "Subject", run: "RunDirectory", model: "Family", average: "Average | None",
+    samples: "Samples", moments: "Moments | None", logger: "Logger | None", reached: int,
+) -> None:  # fmt: skip
+    """What is done with the weights of the last update: samples, the last moment, the model's folder, a verdict."""
+    from dreamlab import assemble, report, verdict
+    from dreamlab.processes import is_shared_out
+    from dreamlab.runs import write_json
+
+    if is_shared_out(config.trainer.devices, config.trainer.strategy):
+        model = assemble.gathered(config, run)
+        samples = assemble.samples(config, subject, run, model, None)
+        moments = None  # they are bound to a model that is in pieces
+    samples.take(logger, reached)
+    if moments and not moments.is_taken(reached):
+        moments.take(logger, reached)
+    with average.in_use() if average else contextlib.nullcontext():
+        run.save_model(model)
+    if subject.sample_prompts:
+        report.draw_grid(run, run.grid)
+    if moments:
+        write_json(run.verdict, verdict.judge(run.evaluations.rows()).as_json())
 
 
 def _join(
@@ -95,9 +131,7 @@ def _join(
     """Train beside the first process, which writes all files."""
     from dreamlab import assemble
 
-    average = assemble.average(config, module)
-    samples = assemble.samples(config, subject, run, module.model, average)
-    trainer = assemble.trainer(config, subject, run, start, samples, None, average)
+    trainer = assemble.trainer(config, subject, run, start, [], None, assemble.average(config, module))
     trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
 
 
@@ -115,9 +149,11 @@ def _command(raw: DictConfig) -> None:
         if preset and local_rank() == 0:
             tell_differences(preset, HydraConfig.get().overrides.task)
         run = train(config)
-        from dreamlab.report import summarise
-
         if local_rank() == 0:
+            from dreamlab.page import write_page
+            from dreamlab.report import summarise
+
+            write_page(run)
             summarise(run)
 
 

@@ -18,13 +18,16 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 @contextlib.contextmanager
 def written_whole(path: Path, flush: bool = False) -> Iterator[Path]:
-    """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error."""
+    """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error.
+
+    `flush` is for files: their content is on the disk before the name is.
+    """
     temporary = _temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
-        for file in (temporary, *temporary.rglob("*")):
-            _flush(file)
+        if flush:
+            _flush(temporary)
         if path.is_dir() and temporary.is_dir():  # a folder replaces another in two steps
             discard(path)
         os.replace(temporary, path)

@@ -29,7 +29,7 @@ from dreamlab.train import train
 
 TINY = (
     "class_word=dog", "steps=2", "batch_size=1", "num_prior_images=2", "prior.steps=2", "sampling.steps=2",
-    "logger=none", 'prompts=["a photo of a {token} {class_word}"]', "device=cpu",
+    "logger=none", "eval=none", 'prompts=["a photo of a {token} {class_word}"]', "device=cpu",
 )  # fmt: skip
 
 Settings = Callable[..., Train]

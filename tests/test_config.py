@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dreamlab.checks import CHOICES, NUMBERS
+from dreamlab.commands import Sample
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError
-from dreamlab.schema import Sample, Train
+from dreamlab.schema import Train
 from dreamlab.train import train
 
 CONF = Path(conf_dir())

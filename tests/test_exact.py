@@ -1,5 +1,6 @@
 """Two updates and two more are four: every number a state holds, bit for bit, however the training is done."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,13 +8,16 @@ import torch
 from conftest import TrainRun, are_identical, weights_of
 from tiny_models import save_tiny
 
+from dreamlab.config import conf_dir
 from dreamlab.runs import RunDirectory
 
-OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "lion")
+OPTIMIZERS = sorted(path.stem for path in (Path(conf_dir()) / "optimizer").glob("*.yaml"))
 WAYS = {
     **{optimizer: (f"optimizer={optimizer}",) for optimizer in OPTIMIZERS},
     "fp16": ("precision=fp16", "optimizer=adamw8bit", "prior_weight=0"),  # slow on a CPU: half as many samples
     "accumulate": ("accumulate=2", "batch_size=2"),
+    "bf16 weights": ("precision=bf16_pure",),
+    "average": ("ema=0.9",),
     "warmup": ("schedule=constant_with_warmup", "schedule.warmup=3"),
     "random crops": ("data.crop=random", "data.flip=true"),
     "one part": ("adapter.train=[text_encoder]", "text_encoder_lr=1e-3"),
@@ -62,13 +66,14 @@ def test_going_on_after_two_updates_of_four_changes_nothing(
 ) -> None:
     """Three photos and two class images, so that update two ends in the middle of a pass over the photos."""
     words = (*WAYS[way], f"model.source={sources[source]}", "prompts=[]", "max_grad_norm=0.1", "steps=4")
-    words += () if source == "pocket" else ("resolution=32",)
+    # At 32 px PyTorch's CPU kernel leaves a bfloat16 weight gradient of one convolution partly unwritten
+    words += () if source == "pocket" or way == "bf16 weights" else ("resolution=32",)
     at_once = train_run(*words, "name=at_once", "save_every=2", "keep_states=2")
     resumed = train_run(*words, "name=resumed", f"resume={at_once.state(2)}")
     assert numbers_of(resumed) == numbers_of(at_once) and len(numbers_of(resumed)) == 2
     assert differences(state_of(resumed), state_of(at_once)) == []
     assert are_identical(weights_of(resumed), weights_of(at_once))
-    assert ("MixedPrecision" in state_of(resumed)) == ("precision=fp16" in words)
+    assert ("Scaled" in state_of(resumed)) == ("precision=fp16" in words)
 
 
 def test_a_state_kept_at_the_end_of_fewer_steps_is_one_kept_on_the_way(

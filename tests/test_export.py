@@ -12,10 +12,10 @@ from safetensors import safe_open
 from tiny_models import save_tiny, scheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreamlab.commands import Export
 from dreamlab.errors import UserError
 from dreamlab.export import export
 from dreamlab.models import BUNDLED, load
-from dreamlab.schema import Export
 from dreamlab.single_file import noise_schedule, to_single_file
 
 

@@ -18,6 +18,7 @@ from run_files import PROMPTS, evaluation, write_lines, write_run
 from dreamlab import report
 from dreamlab.charts import Line, Panel, curves, smoothed
 from dreamlab.command_lines import command
+from dreamlab.commands import Report
 from dreamlab.departures import departures, differing
 from dreamlab.errors import UserError
 from dreamlab.evidence import ABSENCES, read_evidence, read_rows
@@ -25,7 +26,6 @@ from dreamlab.gallery import judged, photos_of, picked
 from dreamlab.html import show, show_bytes
 from dreamlab.page import numbers, write_page
 from dreamlab.runs import RunDirectory, write_json
-from dreamlab.schema import Report
 
 HOSTILE = "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1> javascript:window.hacked=1 {{ 7*7 }}"
 

@@ -20,10 +20,10 @@ from tiny_models import save_tiny
 
 from dreamlab import push as push_module
 from dreamlab.card import model_card, provenance
+from dreamlab.commands import Export
 from dreamlab.errors import UserError
 from dreamlab.export import export
 from dreamlab.runs import RunDirectory
-from dreamlab.schema import Export
 from dreamlab.train import train
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Settings, TrainRun, are_identical, start_command, weights_in, weights_of
-from pytorch_lightning import Callback
 
 from dreamlab import assemble, feed
 from dreamlab.checks import check
@@ -102,7 +101,7 @@ def test_frozen_weights_of_a_trained_part_are_left_out_and_found_again(settings:
         module = assemble.module(config, model)
         for name, weight in module.trained.named_parameters():
             weight.requires_grad_("embeddings" not in name)
-        trainer = assemble.trainer(config, subject, run, start, Callback(), None)
+        trainer = assemble.trainer(config, subject, run, start, [], None)
         trainer.fit(module, feed.batches(config, sets, start, module), ckpt_path=start.checkpoint, weights_only=True)
         return run, weights_in(model)
 

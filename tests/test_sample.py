@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from tiny_models import save_tiny
 
+from dreamlab.commands import Export, Sample
 from dreamlab.export import export
 from dreamlab.pictures import grid, read_settings
 from dreamlab.sample import SAMPLERS, main, sample
-from dreamlab.schema import Export, Sample
 
 
 def draw(out: Path, **settings: object) -> list[np.ndarray]:

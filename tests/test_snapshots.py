@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dreamlab import checkpoints
+from dreamlab.commands import Export, Sample
 from dreamlab.errors import UserError
 from dreamlab.export import export
 from dreamlab.models import Family, find, load
 from dreamlab.runs import RunDirectory
 from dreamlab.sample import sample
-from dreamlab.schema import Export, Sample
 from dreamlab.snapshots import load_snapshot, write_snapshot
 from dreamlab.train import train
 

@@ -70,7 +70,7 @@ def fitted(config: Train, update: int, prior_in_batch: bool | None = None) -> di
     run.path.mkdir(parents=True)
     shown = replace(config, prior_weight=1.0) if prior_in_batch else config
     sets = feed.image_sets(shown, subject, model)
-    trainer = assemble.trainer(config, subject, run, start, keep, None)
+    trainer = assemble.trainer(config, subject, run, start, [keep], None)
     module = assemble.module(config, model)
     trainer.fit(module, feed.batches(config, sets, start, module))
     return keep.weights

@@ -1,0 +1,70 @@
+"""What the commands beside training take, as dataclasses; those of training itself are schema.py's."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreamlab.schema import Eval
+
+
+@dataclass
+class Sample:
+    """Everything `python -m dreamlab.sample` takes."""
+
+    run: str = "???"  # run directory, diffusers folder, hub id, single file, or "pocket"
+    config: str | None = None  # of a single file: where its tokenizer and shapes come from
+    prompt: str = "???"  # several prompts: separate them with |
+    n: int = 4  # images per prompt
+    seed: int = 52362  # image k uses seed + k
+    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
+    steps: int = 25
+    guidance: Any = None  # a scale or a list of scales; null: as the run's own samples; 7.5 where there is no run
+    negative_prompt: str = ""
+    height: int | None = None  # pixels; null: the model's own size
+    width: int | None = None
+    batch_size: int = 4
+    precision: str = "fp32"
+    device: str = "auto"
+    out: str | None = None  # folder; null: samples/<prompt> in the run, or outputs/samples
+
+
+@dataclass
+class Evaluate:
+    """Everything `python -m dreamlab.evaluate` takes."""
+
+    run: str = "???"  # run directory, diffusers folder, hub id or single file
+    base: str | None = None  # what a model that is no run was trained from
+    instance_dir: str | None = None
+    class_word: str | None = None
+    token: str = "zwx"
+    resolution: int | None = None
+    precision: str | None = None
+    device: str = "auto"
+    cache_dir: str | None = None
+    out: str | None = None
+    eval: Eval = field(default_factory=Eval)
+
+
+@dataclass
+class Export:
+    """Everything `python -m dreamlab.export` takes."""
+
+    run: str = "???"  # run directory, diffusers folder, hub id or single file
+    config: str | None = None  # of a single file: where its tokenizer and shapes come from
+    format: str = "safetensors"  # safetensors | ckpt | diffusers
+    dtype: str = "fp16"  # fp16 | fp32
+    vae: str | None = None
+    out: str | None = None
+    overwrite: bool = False
+    card: bool = False  # write a model card, too: README.md in the folder, <file>.md beside the file
+    push: str | None = None  # hub repository (user/name) to upload it to, with a model card
+    private: bool = True
+
+
+@dataclass
+class Report:
+    """Everything `python -m dreamlab.report` takes; one of the first three."""
+
+    run: str | None = None  # run directory
+    runs: list[str] | None = None  # run directories to compare
+    sweep: str | None = None  # folder of run directories to compare
+    out: str | None = None  # HTML file of the comparison; null: comparison.html in the folder that holds the runs

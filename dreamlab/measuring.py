@@ -1,0 +1,128 @@
+"""From settings to what is measured: the judge, the moments and the probes of a run.
+
+Called by train.py beside assemble.py and feed.py; nothing here changes what is trained.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dreamlab import precision
+from dreamlab.average import Average
+from dreamlab.callbacks import OnImage
+from dreamlab.evaluation import Judge
+from dreamlab.models import Family, pick_device
+from dreamlab.module import DreamBooth
+from dreamlab.moments import Draw, Moments, make_judge, plan, spaced
+from dreamlab.photos import Loading, Region, crop, read_photo
+from dreamlab.prior import class_images, reference_images
+from dreamlab.probes import Grid, Probe, Probes
+from dreamlab.prompt_sets import find_set
+from dreamlab.runs import RunDirectory, cache_dir
+from dreamlab.sample import Sampler, draw
+from dreamlab.schema import Train
+from dreamlab.subject import Subject
+
+PICTURES = 2  # of each kind in the grid of probes
+
+
+def judge(config: Train, subject: Subject, run: RunDirectory) -> Judge | None:
+    """Encoders and photos; None where nothing is evaluated. UserError where an encoder is not to be had."""
+    if not config.eval.moments and not config.eval.at:
+        return None
+    loading = Loading(config.data.exif, config.data.background, config.data.resample)
+    return make_judge(config.eval, subject.concepts, config.resolution, loading, run)
+
+
+def moments(
+    config: Train, subject: Subject, run: RunDirectory, model: Family, judge: Judge, averaged: Average | None
+) -> Moments:
+    """The evaluation's shots, bound to this model, which must be untouched now, or later to its average."""
+    chosen, shots = config.eval, plan(config.eval, subject.concepts)
+    paths = reference_images(
+        model, shots.prompts, shots.seeds, _eval_sampler(config), cache_dir=cache_dir(config.cache_dir),
+        device=pick_device(config.device), precision=config.precision, batch_size=chosen.batch_size,
+    )  # fmt: skip
+    base = [Image.open(path).convert("RGB") for path in paths]
+    updates = spaced(config.steps, chosen.moments) | set(chosen.at)
+    return Moments(run, shots, judge, drawing(config, model, averaged), base, updates, config.early_stop)
+
+
+def _eval_sampler(config: Train) -> Sampler:
+    chosen, side = config.eval, config.resolution
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, "", side, side)
+
+
+def drawing(config: Train, model: Family, averaged: Average | None) -> Draw:
+    """How a moment's shots are drawn from a model, or from the average of its weights."""
+
+    def draw_shots(prompts: Sequence[str], seeds: Sequence[int], keep: OnImage) -> None:
+        with averaged.in_use() if averaged else contextlib.nullcontext():
+            draw(
+                model, prompts, seeds, _eval_sampler(config), device=pick_device(config.device),
+                precision=config.precision, batch_size=config.eval.batch_size, on_image=keep,
+            )  # fmt: skip
+
+    return draw_shots
+
+
+def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBooth) -> Probes | None:
+    """The grid of probes with what the untouched model says; None where none are asked for."""
+    if not config.eval.probes:
+        return None
+    model, device, concept = module.model, pick_device(config.device), subject.concepts[0]
+    loading = Loading(config.data.exif, config.data.background, config.data.resample)
+    unrelated = find_set(config.eval.prompts, concept.class_word).unrelated[:PICTURES]
+    of_class = _outside_the_prior(config, subject, model)
+    asked = [
+        ("train", [(photo.path, photo.prompt) for photo in concept.photos[:PICTURES]], True),
+        ("held_out", [(photo.path, photo.prompt) for photo in concept.held_out[:PICTURES]], True),
+        ("class", [(path, concept.class_prompt) for path in of_class], True),
+        ("unrelated", list(zip(_unrelated(config, model, unrelated), unrelated, strict=True)), False),
+        ("empty", [(path, "") for path in of_class[:1]], False),
+    ]
+    home = next(model.parts()["vae"].parameters()).device
+    for encoder in model.encoders().values():
+        encoder.to(device)
+    made = []
+    for name, pictures, asks_loss in asked:
+        if pictures:
+            region = Region(config.resolution, config.resolution)
+            pixels = [crop(read_photo(path, loading), region, loading.resample) * 2 - 1 for path, _ in pictures]
+            with torch.no_grad(), precision.autocast(config.precision, device):
+                latents = model.encode_images(torch.stack(pixels).to(device))[0].cpu()
+            made.append(Probe(name, latents, model.tokenize([prompt for _, prompt in pictures]), asks_loss))
+    for encoder in model.encoders().values():
+        encoder.to(home)
+    grid = Grid(
+        model, made, lambda ids: module.text(ids, 0), device, lambda: precision.autocast(config.precision, device)
+    )
+    grid.remember()
+    return Probes(run, grid, spaced(config.steps, config.eval.probes))
+
+
+def _sampler(config: Train) -> Sampler:
+    chosen, side = config.prior, config.resolution
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+
+
+def _outside_the_prior(config: Train, subject: Subject, model: Family) -> list[Path]:
+    """Class images that are not trained on: the next numbers after the prior set's."""
+    concept, count = subject.concepts[0], config.num_prior_images if config.prior_weight > 0 else 0
+    return class_images(
+        model, concept.class_prompt, count + PICTURES, _sampler(config), config.prior.seed,
+        cache_dir=cache_dir(config.cache_dir), own=[photo.path for photo in concept.own],
+        device=pick_device(config.device), precision=config.precision, batch_size=config.prior.batch_size,
+        jpeg_quality=config.prior.jpeg_quality,
+    )[-PICTURES:]  # fmt: skip
+
+
+def _unrelated(config: Train, model: Family, prompts: Sequence[str]) -> list[Path]:
+    """What the untouched model draws for prompts of other things."""
+    return reference_images(
+        model, prompts, [config.prior.seed] * len(prompts), _sampler(config), cache_dir=cache_dir(config.cache_dir),
+        device=pick_device(config.device), precision=config.precision, batch_size=config.prior.batch_size,
+    )  # fmt: skip
