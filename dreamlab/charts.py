@@ -5,6 +5,7 @@ on dark; every chart has a title and a description for those who hear the page. 
 """
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Panel:
     label: str
     lines: Sequence[Line]
     level: tuple[str, float] | None = None
+    is_share: bool = False  # from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _draw_panel(axes: "Axes", panel: Panel, is_last: bool) -> None:
     axes.set_ylabel(panel.label)
     for number, line in enumerate(line for line in panel.lines if line.updates):
         colour = line.colour or PALETTE[number % len(PALETTE)]
-        marker = MARKERS[number % len(MARKERS)] if len(line.updates) <= 30 and not line.faint else ""
+        marker = MARKERS[number % len(MARKERS)] if len(line.updates) <= 16 and not line.faint else ""
         alpha = 0.35 if line.faint else 1.0
         axes.plot(
             line.updates, line.values, color=colour, marker=marker, label=line.label, alpha=alpha, gid=line.mark or None
@@ -93,6 +95,8 @@ def _draw_panel(axes: "Axes", panel: Panel, is_last: bool) -> None:
     if panel.level:
         axes.axhline(panel.level[1], color=INK, linestyle="--", linewidth=1, alpha=0.6, label=panel.level[0] or None)
     axes.margins(y=0.12)
+    if panel.is_share:
+        axes.set_ylim(-0.05, 1.05)
     if any(line.label for line in panel.lines):
         below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2 if is_last else -0.02), "ncols": 3}
         axes.legend(**below)
@@ -147,13 +151,14 @@ def _draw_point(axes: "Axes", point: Point, is_crowded: bool) -> None:
     dots.set_urls([point.link])
 
 
-def smoothed(updates: Sequence[float], values: Sequence[float], points: int = 40) -> tuple[list[float], list[float]]:
-    """At most `points` means of neighbouring updates and of their values."""
+def smoothed(updates: Sequence[float], values: Sequence[float], points: int = 25) -> tuple[list[float], list[float]]:
+    """At most `points` means of neighbouring updates and of their values, each of as many as the others."""
     import numpy as np
 
     if not updates:
         return [], []
-    parts = [np.array_split(np.asarray(column, dtype=float), min(points, len(updates))) for column in (updates, values)]
+    count = len(updates) // math.ceil(len(updates) / points)
+    parts = [np.array_split(np.asarray(column, dtype=float), count) for column in (updates, values)]
     centres, means = ([float(part.mean()) for part in column] for column in parts)
     return centres, means
 

@@ -48,7 +48,9 @@ def show_bytes(size: float) -> str:
 
 
 def show(value: Any) -> str:
-    """A number with three digits after the point, or as many as it needs; anything else as it is."""
+    """A score with three digits that tell something; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, float):
         return "–" if value is None else str(value)
-    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+    if abs(value) < 0.0005:  # float32 says -9e-8 where nothing changed
+        return "0.000"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"

@@ -120,11 +120,11 @@ def charts(evidence: Evidence) -> list[Chart]:
         curves("fidelity", "Subject fidelity and copies", [
             Panel("likeness", _lines(scores, {"eval/dino": "DINO", "eval/dino_near": "DINO, near",
                                               "eval/clip_i": "CLIP-I"}), level),
-            Panel("share of copies", _lines(scores, {"eval/copies": "copies"})),
+            Panel("share of copies", _lines(scores, {"eval/copies": "copies"}), is_share=True),
         ], kept),
         curves("prompts", "Prompt fidelity", [
             Panel("CLIP-T", _lines(scores, {"eval/clip_t": "CLIP-T"})),
-            Panel("share of words", _lines(scores, {"eval/words": "words obeyed"})),
+            Panel("share of words", _lines(scores, {"eval/words": "words obeyed"}), is_share=True),
         ], kept),
         curves("class", "The class and everything else", [
             Panel("change", _lines(scores, {"eval/pres_change": "PRES change", "eval/drift_class": "class drift",

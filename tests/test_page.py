@@ -101,6 +101,7 @@ def test_a_chart_without_numbers_is_left_out_and_words_in_one_are_escaped() -> N
 def test_smoothing_takes_means_of_neighbours() -> None:
     assert smoothed([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0], points=2) == ([1.5, 3.5], [2.0, 6.0])
     assert smoothed([1, 2], [5.0, 6.0]) == ([1.0, 2.0], [5.0, 6.0])
+    assert len(smoothed(range(60), [0.0] * 60)[0]) == 20, "no part holds more than one update more than another"
     assert smoothed([], []) == ([], [])
 
 
@@ -223,7 +224,7 @@ def test_commands_survive_the_shell_and_hydra(value: str) -> None:
 
 
 def test_numbers_and_sizes_in_words() -> None:
-    assert [show(value) for value in (0.12345, 0.00123, 0.0, 12, None, "x")] == [
+    assert [show(value) for value in (0.12345, 0.00123, -9e-8, 12, None, "x")] == [
         "0.123", "0.00123", "0.000", "12", "–", "x",
     ]  # fmt: skip
     assert [show_bytes(size) for size in (999, 12_345, 2_500_000)] == ["999 bytes", "12 kB", "2.5 MB"]
