@@ -122,15 +122,20 @@ def scatter(name: str, title: str, labels: tuple[str, str], points: Sequence[Poi
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure((7, 4.6), layout="constrained")
+        figure = Figure((5.5, 4), layout="constrained")
         axes = figure.subplots()
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         front = sorted((point for point in points if point.is_front), key=lambda point: point.across[0])
         axes.plot([p.across[0] for p in front], [p.up[0] for p in front], drawstyle="steps-post", color=PALETTE[1],
                   linewidth=1.2, label="Pareto front")  # fmt: skip
-        for point in points:
-            _draw_point(axes, point, is_crowded=len(points) > 60)
+        is_crowded, labels_at = len(points) > 60, dict[tuple[float, float], list[str]]()
+        for point in sorted(points, key=lambda point: (point.is_chosen, point.is_front)):  # the last lies on top
+            _draw_point(axes, point, is_crowded)
+            if point.is_front or not is_crowded:
+                labels_at.setdefault((point.across[0], point.up[0]), []).append(point.label)
+        for place, names in labels_at.items():
+            axes.annotate(" ".join(names), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.legend(loc="lower right")
         said = f"{len(points)} runs, {len(front)} of them on the Pareto front"
         return _inline(figure, name, title, said)
@@ -144,7 +149,6 @@ def _draw_point(axes: "Axes", point: Point, is_crowded: bool) -> None:
             axes.plot([across[1], across[2]], [up[0], up[0]], color=colour, alpha=0.3, linewidth=1, zorder=1)
         if up[1] is not None and up[2] is not None:
             axes.plot([across[0], across[0]], [up[1], up[2]], color=colour, alpha=0.3, linewidth=1, zorder=1)
-        axes.annotate(point.label, (across[0], up[0]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     mark = f"point-{point.link.removeprefix('#')}"
     dots = axes.scatter([point.across[0]], [point.up[0]], s=70 if point.is_chosen else 28, color=colour, gid=mark,
                         edgecolors=INK if point.is_chosen else "none", linewidths=1.6, zorder=2)  # fmt: skip
