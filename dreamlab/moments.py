@@ -26,7 +26,7 @@ from dreamlab.quiet import quiet_imported_libraries
 from dreamlab.runs import RunDirectory, write_json
 from dreamlab.schema import Eval
 from dreamlab.subject import Concept
-from dreamlab.verdict import should_stop
+from dreamlab.verdict import joined, should_stop
 
 Draw = Callable[[Sequence[str], Sequence[int], OnImage], None]
 
@@ -119,7 +119,9 @@ class Moments(Updates):
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         if update in self.updates and update < trainer.max_steps and trainer.is_global_zero:
             self.take(trainer.logger, update)
-            self.stopped_by = should_stop(self.run.evaluations.rows(), self.early_stop)
+            self.stopped_by = should_stop(
+                list(joined(self.run.evaluations.rows(), self.run.probes.rows()).values()), self.early_stop
+            )
             trainer.should_stop = trainer.should_stop or self.stopped_by is not None
 
     def take(self, logger: Logger | None, update: int) -> None:
