@@ -58,3 +58,13 @@ class Export:
     card: bool = False  # write a model card, too: README.md in the folder, <file>.md beside the file
     push: str | None = None  # hub repository (user/name) to upload it to, with a model card
     private: bool = True
+
+
+@dataclass
+class Report:
+    """Everything `python -m dreamlab.report` takes; one of the first three."""
+
+    run: str | None = None  # run directory
+    runs: list[str] | None = None  # run directories to compare
+    sweep: str | None = None  # folder of run directories to compare
+    out: str | None = None  # HTML file of the comparison; null: comparison.html in the folder that holds the runs

@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from dreamlab.commands import Evaluate, Export, Sample
+from dreamlab.commands import Evaluate, Export, Report, Sample
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.schema import Train
 
@@ -36,6 +36,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=Train)
     store.store(name="sample_schema", node=Sample)
     store.store(name="export_schema", node=Export)
+    store.store(name="report_schema", node=Report)
     store.store(name="evaluate_schema", node=Evaluate)
 
 

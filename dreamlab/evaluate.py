@@ -72,7 +72,8 @@ def evaluate(settings: Evaluate) -> "RunDirectory":
     """Measure what `settings` name; returns the run directory that holds the numbers."""
     from dreamlab import assemble, measuring, verdict
     from dreamlab.models import load
-    from dreamlab.runs import RunDirectory, run_of, write_json
+    from dreamlab.page import write_page
+    from dreamlab.runs import run_of, write_json
     from dreamlab.subject import read_subject
 
     known = run_of(settings.run)
@@ -95,7 +96,7 @@ def evaluate(settings: Evaluate) -> "RunDirectory":
     told = verdict.judge(run.evaluations.rows(), run.probes.rows())
     write_json(run.verdict, told.as_json())
     print(told.sentence)
-    print(RunDirectory(run.path).verdict)
+    print(write_page(run))
     return run
 
 

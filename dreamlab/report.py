@@ -1,18 +1,27 @@
-"""What a person sees when a run is over: the grid of before and after, and a short table with where everything is."""
+"""What a person sees when a run is over: a grid of before and after, a table in the terminal, and pages.
+
+`python -m dreamlab.report run=...` writes a run's page (page.py), `runs=[...]` or `sweep=...` one that compares runs
+(compare.py). What is heavy is imported where it is needed, so that `--help` is quick.
+"""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
+import hydra
+from omegaconf import DictConfig, OmegaConf
 
-from dreamlab.photos import list_images, read_photo
-from dreamlab.pictures import grid, read_settings, save_png
-from dreamlab.runs import RunDirectory, numbered, update_of
+from dreamlab.commands import Report
+from dreamlab.config import conf_dir, register_schemas, setting_names
+from dreamlab.errors import UserError, explained
+from dreamlab.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dreamlab.runs import RunDirectory
 
 SHOWN = {  # metrics in the summary
     "eval/dino_near": "likeness to the photos (DINO)", "eval/words": "words obeyed",
@@ -21,22 +30,33 @@ SHOWN = {  # metrics in the summary
 }  # fmt: skip
 
 
-def sample_updates(run: RunDirectory) -> list[int]:
+def sample_updates(run: "RunDirectory") -> list[int]:
     """The updates at which samples were drawn, in order; a prompt may be called update-something, too."""
+    from dreamlab.runs import numbered, update_of
+
     return [update for update in map(update_of, reversed(numbered(run.samples))) if update >= 0]
 
 
-def _samples(run: RunDirectory, update: int) -> list[Path]:
+def _samples(run: "RunDirectory", update: int) -> list[Path]:
+    from dreamlab.photos import list_images
+
     return list_images(run.samples / f"update-{update:06d}")
 
 
-def draw_grid(run: RunDirectory, path: Path) -> None:
+def draw_grid(run: "RunDirectory", path: Path) -> None:
     """Write a grid: a row of the subject's photos, then one row of samples per moment."""
+    from dreamlab.pictures import save_png
+
     save_png(sheet(run), path, {"run": run.path.name})
 
 
-def sheet(run: RunDirectory, with_photos: bool = True, until: int | None = None) -> Image.Image:
+def sheet(run: "RunDirectory", with_photos: bool = True, until: int | None = None) -> "Image.Image":
     """The grid of a run, up to the update `until`, where it shows others what they may see: without the photos."""
+    from PIL import Image
+
+    from dreamlab.photos import read_photo
+    from dreamlab.pictures import grid, read_settings
+
     photos = [Path(photo) for photo in run.read_card().get("photos", [])] if with_photos else []
     updates = [update for update in sample_updates(run) if until is None or update <= until]
     first = _samples(run, updates[0])
@@ -48,14 +68,19 @@ def sheet(run: RunDirectory, with_photos: bool = True, until: int | None = None)
     return grid(rows, columns)
 
 
-def _square(photo: Image.Image) -> Image.Image:
+def _square(photo: "Image.Image") -> "Image.Image":
     side = min(photo.size)
     left, top = (photo.width - side) // 2, (photo.height - side) // 2
     return photo.crop((left, top, left + side, top + side))
 
 
-def summarise(run: RunDirectory) -> None:
+def summarise(run: "RunDirectory") -> None:
     """Print the run's last numbers and where its files are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dreamlab.page import PAGE
+
     status, tail = run.status(), run.read_metrics()[-20:]
     table = Table(show_header=False)
     table.add_row("updates", str(status.get("update", 0)))
@@ -69,6 +94,8 @@ def summarise(run: RunDirectory) -> None:
     table.add_section()
     if run.grid.is_file():
         table.add_row("before and after", str(run.grid))
+    if (run.path / PAGE).is_file():
+        table.add_row("the whole story", str(run.path / PAGE))
     table.add_row("tuned model", str(run.model))
     table.add_row("metrics", str(run.metrics))
     table.add_row("draw more", f'python -m dreamlab.sample run={run.path} prompt="..."')
@@ -76,7 +103,7 @@ def summarise(run: RunDirectory) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _measured(run: RunDirectory) -> list[tuple[str, str]]:
+def _measured(run: "RunDirectory") -> list[tuple[str, str]]:
     """The verdict, and how the last moment differs from the untouched model."""
     moments = run.evaluations.rows()
     if len(moments) < 2 or not run.verdict.is_file():
@@ -92,3 +119,45 @@ def _measured(run: RunDirectory) -> list[tuple[str, str]]:
 def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
     known = [row[key] for row in rows if row.get(key) is not None]
     return sum(known) / max(1, len(known))
+
+
+def report(settings: Report) -> Path:
+    """Write the page that `settings` ask for; returns its path."""
+    from dreamlab.runs import RunDirectory
+
+    if sum(given is not None for given in (settings.run, settings.runs, settings.sweep)) != 1:
+        raise UserError("Name one thing to report on: run=outputs/demo, runs=[outputs/a,outputs/b] or sweep=outputs.")
+    if settings.run is None:
+        from dreamlab.compare import compare
+
+        path = compare(settings)
+    else:
+        from dreamlab.page import write_page
+
+        folder = Path(settings.run).expanduser()
+        if not (folder / "status.json").is_file():
+            raise UserError(f"run={settings.run}: there is no run in this folder. Give a directory below outputs/.")
+        if settings.out is not None:
+            raise UserError("out=... belongs to comparisons: the page of a run lies in its own directory.")
+        path = write_page(RunDirectory(folder))
+    print(path)
+    return path
+
+
+@hydra.main(config_path=conf_dir(), config_name="report", version_base="1.3")
+def _command(raw: DictConfig) -> None:
+    with explained():  # here too: Hydra would print a line of its own first
+        settings: Any = OmegaConf.to_object(raw)
+        report(settings)
+
+
+def main() -> None:
+    """The console command dreamlab-report."""
+    register_schemas()
+    quiet_libraries()
+    with explained(setting_names(Report)):
+        _command()
+
+
+if __name__ == "__main__":
+    main()

@@ -149,9 +149,11 @@ def _command(raw: DictConfig) -> None:
         if preset and local_rank() == 0:
             tell_differences(preset, HydraConfig.get().overrides.task)
         run = train(config)
-        from dreamlab.report import summarise
-
         if local_rank() == 0:
+            from dreamlab.page import write_page
+            from dreamlab.report import summarise
+
+            write_page(run)
             summarise(run)
 
 
