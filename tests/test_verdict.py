@@ -91,7 +91,8 @@ def test_training_stops_early_by_the_rule_that_was_asked_for() -> None:
 
 DOG = Path(__file__).parent.parent.parent / "shared" / "data" / "dreambooth" / "dog"
 REGIMES = {  # known by eye: the subject and nothing broken, everything became the dog, nothing changed
-    "good": ("steps=150",), "overfitted": ("steps=50", "lr=5e-4", "prior=none"), "underfitted": ("steps=50", "lr=1.7e-6"),
+    "good": ("steps=150",), "overfitted": ("steps=50", "lr=5e-4", "prior=none"),
+    "underfitted": ("steps=50", "lr=1.7e-6"),
 }  # fmt: skip
 
 
