@@ -83,12 +83,20 @@ def curves(name: str, title: str, panels: Sequence[Panel], kept: int | None = No
 
 def _draw_panel(axes: "Axes", panel: Panel, is_last: bool) -> None:
     axes.set_ylabel(panel.label)
+    faint = sum(line.faint for line in panel.lines)
     for number, line in enumerate(line for line in panel.lines if line.updates):
         colour = line.colour or PALETTE[number % len(PALETTE)]
         marker = MARKERS[number % len(MARKERS)] if len(line.updates) <= 16 and not line.faint else ""
-        alpha = 0.35 if line.faint else 1.0
+        alpha = min(0.35, max(0.05, 15 / faint)) if line.faint else 1.0
         axes.plot(
-            line.updates, line.values, color=colour, marker=marker, label=line.label, alpha=alpha, gid=line.mark or None
+            line.updates,
+            line.values,
+            color=colour,
+            marker=marker,
+            label=line.label,
+            alpha=alpha,
+            gid=line.mark or None,
+            zorder=2 if line.faint else 3,
         )
         if line.low:
             axes.fill_between(line.updates, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
@@ -122,29 +130,34 @@ def scatter(name: str, title: str, labels: tuple[str, str], points: Sequence[Poi
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure((7, 4.6), layout="constrained")
+        figure = Figure((5.5, 4), layout="constrained")
         axes = figure.subplots()
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         front = sorted((point for point in points if point.is_front), key=lambda point: point.across[0])
         axes.plot([p.across[0] for p in front], [p.up[0] for p in front], drawstyle="steps-post", color=PALETTE[1],
                   linewidth=1.2, label="Pareto front")  # fmt: skip
-        for point in points:
-            _draw_point(axes, point, is_crowded=len(points) > 60)
+        labels_at: dict[tuple[float, float], list[str]] = {}
+        for point in sorted(points, key=lambda point: (point.is_chosen, point.is_front)):  # the last lies on top
+            is_told = point.is_chosen or len(points) <= 60 or (point.is_front and len(front) <= 20)
+            _draw_point(axes, point, has_bars=is_told)
+            if is_told:
+                labels_at.setdefault((point.across[0], point.up[0]), []).append(point.label)
+        for place, names in labels_at.items():
+            axes.annotate(" ".join(names), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.legend(loc="lower right")
         said = f"{len(points)} runs, {len(front)} of them on the Pareto front"
         return _inline(figure, name, title, said)
 
 
-def _draw_point(axes: "Axes", point: Point, is_crowded: bool) -> None:
+def _draw_point(axes: "Axes", point: Point, has_bars: bool) -> None:
     colour = PALETTE[1] if point.is_front else PALETTE[0]
     across, up = point.across, point.up
-    if point.is_front or not is_crowded:
+    if has_bars:
         if across[1] is not None and across[2] is not None:
             axes.plot([across[1], across[2]], [up[0], up[0]], color=colour, alpha=0.3, linewidth=1, zorder=1)
         if up[1] is not None and up[2] is not None:
             axes.plot([across[0], across[0]], [up[1], up[2]], color=colour, alpha=0.3, linewidth=1, zorder=1)
-        axes.annotate(point.label, (across[0], up[0]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     mark = f"point-{point.link.removeprefix('#')}"
     dots = axes.scatter([point.across[0]], [point.up[0]], s=70 if point.is_chosen else 28, color=colour, gid=mark,
                         edgecolors=INK if point.is_chosen else "none", linewidths=1.6, zorder=2)  # fmt: skip

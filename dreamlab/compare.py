@@ -1,0 +1,138 @@
+"""One page for many runs: which settings gave which pictures and numbers, and which run to take.
+
+Everything comes from run directories, as on the page of a run (page.py). results.csv beside it has the same numbers for
+other programs. Called by report.py.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from dreamlab.charts import PALETTE, Chart, Line, Panel, Point, curves, scatter
+from dreamlab.command_lines import commands_for
+from dreamlab.commands import Report
+from dreamlab.contact_sheet import contact_sheet
+from dreamlab.errors import UserError
+from dreamlab.evidence import series
+from dreamlab.html import render, write_html
+from dreamlab.measures import ARROWS, MEASURES, interval
+from dreamlab.members import DRIFT, FIDELITY, Member, measured_keys, read_members, results_csv
+from dreamlab.page import PAGE
+from dreamlab.pareto import Candidate, Choice, choose, dominates, front
+from dreamlab.whole import written_whole
+
+OVERLAID = ("eval/dino", "eval/clip_t", "eval/drift_class", "probe/held_out_loss")
+NAMES = {measure.key: measure for measure in MEASURES}
+
+
+def compare(settings: Report) -> Path:
+    """Write the page that `runs` or `sweep` ask for; returns its path."""
+    paths = _named(settings.runs or []) if settings.sweep is None else _below(Path(settings.sweep).expanduser())
+    folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    if settings.sweep is not None:
+        folder = Path(settings.sweep).expanduser()
+    out = Path(settings.out).expanduser() if settings.out else folder / "comparison.html"
+    return write_comparison(paths, out)
+
+
+def _named(given: Sequence[str]) -> list[Path]:
+    paths = [Path(name).expanduser() for name in given]
+    for path in paths:
+        if not (path / "status.json").is_file():
+            raise UserError(f"runs: there is no run in {path}. Give directories below outputs/.")
+    if not paths:
+        raise UserError("runs=[] names no run. Give directories: runs=[outputs/a,outputs/b]")
+    return list(dict.fromkeys(paths))
+
+
+def _below(folder: Path) -> list[Path]:
+    if (folder / "status.json").is_file():
+        raise UserError(f"sweep={folder} is one run, not a folder of them. Say run={folder}.")
+    found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(f"{depth}/status.json"))]
+    if not found:
+        raise UserError(f"sweep={folder}: there are no runs in this folder. Give one that holds run directories.")
+    return found
+
+
+def write_comparison(paths: Sequence[Path], out: Path) -> Path:
+    """Write the page of the runs at `paths` and results.csv beside it; returns the page's path."""
+    members = read_members(paths)
+    rivals = [(member, candidate) for member in members if (candidate := member.candidate())]
+    choice = choose([candidate for _, candidate in rivals])
+    chosen = rivals[choice.index][0] if choice else None
+    best = {rivals[index][0].number for index in front([candidate for _, candidate in rivals])}
+    sheet = contact_sheet(members)
+    html = render(
+        "compare.html",
+        script="compare.js",
+        members=members,
+        links={member.number: _link(member, out) for member in members},
+        keys=list(members[0].settings),
+        measures=[NAMES[key] for key in measured_keys(members)],
+        arrows=ARROWS,
+        interval=interval,
+        front=best,
+        dominated=_dominated(rivals),
+        choice=choice,
+        chosen=chosen,
+        commands=_commands(chosen),
+        failed=[member for member in members if member.state != "finished"],
+        scatter=_scatter(rivals, best, choice),
+        charts=overlaid(members, chosen),
+        sheet=sheet,
+        data=sheet.as_json(),
+    )
+    write_html(out, html)
+    with written_whole(out.with_name("results.csv")) as temporary:
+        temporary.write_text(results_csv(members), encoding="utf-8")
+    return out
+
+
+def _link(member: Member, out: Path) -> str | None:
+    """The page of a run seen from the comparison, None where it has none."""
+    page = member.evidence.run.path / PAGE
+    return quote(os.path.relpath(page.resolve(), out.resolve().parent)) if page.is_file() else None
+
+
+def _commands(chosen: Member | None) -> dict[str, str]:
+    return commands_for(chosen.evidence, chosen.update) if chosen and chosen.update is not None else {}
+
+
+def _dominated(rivals: Sequence[tuple[Member, Candidate]]) -> dict[int, str]:
+    """By number of a run, the run that beats it in both: of several the most faithful."""
+    found = {}
+    for member, candidate in rivals:
+        above = [other for _, other in rivals if dominates(other, candidate)]
+        if above:
+            found[member.number] = max(above, key=lambda other: other.fidelity[0]).label
+    return found
+
+
+def _scatter(rivals: Sequence[tuple[Member, Candidate]], best: set[int], choice: Choice | None) -> Chart | None:
+    points = [
+        Point(candidate.drift, candidate.fidelity, member.label, f"#run-{member.number}", member.number in best,
+              choice is not None and rivals[choice.index][0] is member)
+        for member, candidate in rivals
+    ]  # fmt: skip
+    labels = (f"{NAMES[DRIFT].label} (lower is better)", f"{NAMES[FIDELITY].label} (higher is better)")
+    return scatter("front", "Subject fidelity against class drift", labels, points)
+
+
+def overlaid(members: Sequence[Member], chosen: Member | None) -> list[Chart]:
+    """A chart for each of the main measures with a line for each run; where they are many, only one has a colour."""
+    is_crowded = len(members) > len(PALETTE)
+    drawn = []
+    for key in OVERLAID:
+        lines = []
+        for member in members:
+            rows: Any = member.evidence.probes if key.startswith("probe/") else member.evidence.evaluations
+            is_chosen = chosen is member
+            colour = (PALETTE[1] if is_chosen else PALETTE[0]) if is_crowded else None
+            label = member.label if not is_crowded or is_chosen else ""
+            lines.append(Line(label, *series(rows, key), colour=colour, mark=f"curve-{member.number}",
+                              faint=is_crowded and not is_chosen))  # fmt: skip
+        name, measure = key.replace("/", "-").replace("_", "-"), NAMES[key]
+        drawn.append(curves(name, f"{measure.label}: {measure.about}", [Panel(measure.label, lines)]))
+    return [chart for chart in drawn if chart]
