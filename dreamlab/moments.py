@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from dreamlab import encoders, prompts
 from dreamlab.callbacks import OnImage, Updates
 from dreamlab.evaluation import Judge, Photos, Shot
-from dreamlab.loggers import log_images
+from dreamlab.loggers import log_images, log_shots
 from dreamlab.photos import Loading, Region, crop, read_photo
 from dreamlab.pictures import save_png
 from dreamlab.progress import progress
@@ -148,6 +148,7 @@ class Moments(Updates):
         if logger is not None:
             logger.log_metrics(scores.numbers, step=update)
             log_images(logger, images, [caption(row) for row in scores.shots], update, "evaluation")
+            log_shots(logger, scores.shots, images, self.base, update)
 
 
 def caption(row: dict[str, Any]) -> str:
@@ -160,6 +161,11 @@ def read_shots(run: RunDirectory, update: int) -> list[dict[str, Any]]:
     """The scored shots of a moment, empty where there are none."""
     file = run.evaluated / f"update-{update:06d}" / "scores.json"
     return list(json.loads(file.read_text(encoding="utf-8"))["shots"]) if file.is_file() else []
+
+
+def evaluated_updates(settings: Eval, steps: int) -> set[int]:
+    """The updates at which a run of `steps` is evaluated."""
+    return {update for update in spaced(steps, settings.moments) | set(settings.at) if update <= steps}
 
 
 def spaced(steps: int, count: int) -> set[int]:
