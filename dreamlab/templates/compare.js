@@ -62,14 +62,13 @@
   };
   filter.addEventListener("input", applyFilter);
 
-  // A click on a point of the chart shows its row, even one that the filter hides
+  // A point of the chart says which run it is
   document.querySelectorAll("svg a").forEach((link) => {
     const row = document.getElementById((link.getAttribute("href") ?? link.getAttribute("xlink:href") ?? "").slice(1));
     if (!row) return;
     const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
     title.textContent = row.cells[0].textContent.trim();
     link.prepend(title);
-    link.addEventListener("click", () => { row.hidden = false; });
   });
 
   const make = (name, text) => Object.assign(document.createElement(name), { textContent: text });
