@@ -20,6 +20,7 @@ from dreamlab.average import Average
 from dreamlab.config import build
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.module import DreamBooth, Objective
+from dreamlab.moments import evaluated_updates
 from dreamlab.resume import Start, settings_that_matter
 from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
@@ -130,11 +131,17 @@ def kept(config: Train, subject: Subject, run: RunDirectory, start: Start, avera
     """Snapshots, where they are wanted, and resume states: in this order, so that no state outruns its snapshot."""
     every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
     states = checkpoints.ResumeState(run, every, config.keep_states, settings, start.signature)
-    if config.snapshot_every is None:
+    every_n, evaluated = config.snapshot_every, evaluated_updates(config.eval, config.steps) - {config.steps}
+    if every_n is None and not evaluated:
         return [states]
+
+    def is_due(update: int) -> bool:
+        """Where it was asked for, and at the last update then; else at the moments that a verdict can choose."""
+        return (update % every_n == 0 or update == config.steps) if every_n else update in evaluated
+
     about = {"instance_prompt": subject.instance_prompt, "base": snapshots.base_of(config.model)}
     weights = averaged.weights if averaged else checkpoints.learnt
-    return [checkpoints.Snapshots(run, config.snapshot_every, config.keep_snapshots, about, weights), states]
+    return [checkpoints.Snapshots(run, is_due, config.keep_snapshots, about, weights), states]
 
 
 def trainer(

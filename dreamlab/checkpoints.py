@@ -39,10 +39,10 @@ class StateFiles(TorchCheckpointIO):
 
 
 class _Kept(Callback):
-    """Calls `keep(trainer, module, update)` every `every` updates and where training ends, by itself or by Ctrl-C."""
+    """Calls `keep(trainer, module, update)` where `is_due(update)` and where training ends, by itself or by Ctrl-C."""
 
-    def __init__(self, run: RunDirectory, every: int) -> None:
-        self.run, self.every = run, every
+    def __init__(self, run: RunDirectory, is_due: Callable[[int], bool]) -> None:
+        self.run, self.is_due = run, is_due
         self._kept = 0
 
     def is_there(self, update: int) -> bool:
@@ -57,7 +57,7 @@ class _Kept(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Between two micro-batches: in `on_train_batch_end` the loop has not yet counted the last one."""
-        if trainer.global_step % self.every == 0:
+        if self.is_due(trainer.global_step):
             self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +73,7 @@ class ResumeState(_Kept):
     """Keeps resume/update-000400.ckpt, the newest `count` of them."""
 
     def __init__(self, run: RunDirectory, every: int, count: int, settings: dict[str, Any], signature: str) -> None:
-        super().__init__(run, every)
+        super().__init__(run, lambda update: update % every == 0)
         self.count, self.settings, self.signature = count, settings, signature
         self._frozen: set[str] = set()
 
@@ -113,10 +113,10 @@ class Snapshots(_Kept):
     """Keeps snapshots/update-000400, the newest `count` of them or all; `weights` are what they are made of."""
 
     def __init__(
-        self, run: RunDirectory, every: int, count: int | None, about: Mapping[str, Any],
+        self, run: RunDirectory, is_due: Callable[[int], bool], count: int | None, about: Mapping[str, Any],
         weights: Callable[[Any], Mapping[str, Tensor]] = learnt,
     ) -> None:  # fmt: skip
-        super().__init__(run, every)
+        super().__init__(run, is_due)
         self.count, self.about, self.weights = count, about, weights
         self._learning: set[str] = set()
 
@@ -124,8 +124,8 @@ class Snapshots(_Kept):
         self._learning = learning(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last update has one; where Ctrl-C ends training is no place for one."""
-        if trainer.global_step == trainer.max_steps:
+        """The last update has one if it is due; where Ctrl-C ends training is no place for one."""
+        if trainer.global_step == trainer.max_steps and self.is_due(trainer.global_step):
             super().on_train_end(trainer, pl_module)
 
     def is_there(self, update: int) -> bool:

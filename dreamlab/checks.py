@@ -140,10 +140,12 @@ def _pairs(config: Train) -> None:
             )
     if config.text_encoder_stop is not None and not any(p.startswith("text_encoder") for p in config.adapter.train):
         raise UserError("text_encoder_stop: the text encoder doesn't learn at all. Leave it out, or see adapter.train.")
-    on_the_way = config.sample_every or config.snapshot_every or config.ema is not None
+    measured = config.eval.moments or config.eval.at or config.eval.probes
+    on_the_way = config.sample_every or config.snapshot_every or config.ema is not None or measured
     if config.trainer.strategy == "fsdp" and several and on_the_way:
         raise UserError(
-            "trainer.strategy=fsdp can't sample or average on the way. Leave out sample_every and ema, or use ddp."
+            "trainer.strategy=fsdp can't sample, measure or average on the way. Use eval=none without sample_every,"
+            " snapshot_every and ema; or use ddp."
         )
     if (
         several

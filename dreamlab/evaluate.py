@@ -93,7 +93,7 @@ def evaluate(settings: Evaluate) -> "RunDirectory":
         model: Family = load(config.model.family, source, config=config.model.config, options=base.options)
         moments.draw = measuring.drawing(config, model, None)
         moments.take(None, update)
-    told = verdict.judge(run.evaluations.rows())
+    told = verdict.judge(run.evaluations.rows(), run.probes.rows())
     write_json(run.verdict, told.as_json())
     print(told.sentence)
     print(write_page(run))

@@ -2,7 +2,7 @@
 
 import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -67,6 +67,23 @@ def log_images(
 
         for caption, image in zip(captions, images, strict=True):
             logger.experiment.add_image(f"{name}/{caption}", np.asarray(image), update, dataformats="HWC")
+
+
+def log_shots(
+    logger: Logger | None, shots: Sequence[Mapping[str, Any]], images: Sequence[Image], base: Sequence[Image],
+    update: int,
+) -> None:  # fmt: skip
+    """A table of an evaluation in W&B: each shot's prompt and scores, the untouched model's picture and the tuned's."""
+    if not isinstance(logger, WandbLogger):
+        return
+    import wandb
+
+    columns = ["prompt", "kind", "seed", "dino", "clip_i", "clip_t", "drift", "is_copy"]
+    rows = [
+        [*(shot.get(column) for column in columns), wandb.Image(before), wandb.Image(after)]
+        for shot, before, after in zip(shots, base, images, strict=True)
+    ]
+    logger.log_table("evaluation/shots", [*columns, "untouched", "tuned"], rows, step=update)
 
 
 def close(logger: Logger | None, succeeded: bool) -> None:

@@ -16,7 +16,7 @@ from dreamlab.callbacks import OnImage
 from dreamlab.evaluation import Judge
 from dreamlab.models import Family, pick_device
 from dreamlab.module import DreamBooth
-from dreamlab.moments import Draw, Moments, make_judge, plan, spaced
+from dreamlab.moments import Draw, Moments, evaluated_updates, make_judge, plan, spaced
 from dreamlab.photos import Loading, Region, crop, read_photo
 from dreamlab.prior import class_images, reference_images
 from dreamlab.probes import Grid, Probe, Probes
@@ -47,7 +47,7 @@ def moments(
         device=pick_device(config.device), precision=config.precision, batch_size=chosen.batch_size,
     )  # fmt: skip
     base = [Image.open(path).convert("RGB") for path in paths]
-    updates = spaced(config.steps, chosen.moments) | set(chosen.at)
+    updates = evaluated_updates(chosen, config.steps)
     return Moments(run, shots, judge, drawing(config, model, averaged), base, updates, config.early_stop)
 
 

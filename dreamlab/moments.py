@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from dreamlab import encoders, prompts
 from dreamlab.callbacks import OnImage, Updates
 from dreamlab.evaluation import Judge, Photos, Shot
-from dreamlab.loggers import log_images
+from dreamlab.loggers import log_images, log_shots
 from dreamlab.photos import Loading, Region, crop, read_photo
 from dreamlab.pictures import save_png
 from dreamlab.progress import progress
@@ -26,7 +26,7 @@ from dreamlab.quiet import quiet_imported_libraries
 from dreamlab.runs import RunDirectory, write_json
 from dreamlab.schema import Eval
 from dreamlab.subject import Concept
-from dreamlab.verdict import should_stop
+from dreamlab.verdict import joined, should_stop
 
 Draw = Callable[[Sequence[str], Sequence[int], OnImage], None]
 
@@ -119,7 +119,9 @@ class Moments(Updates):
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         if update in self.updates and update < trainer.max_steps and trainer.is_global_zero:
             self.take(trainer.logger, update)
-            self.stopped_by = should_stop(self.run.evaluations.rows(), self.early_stop)
+            self.stopped_by = should_stop(
+                list(joined(self.run.evaluations.rows(), self.run.probes.rows()).values()), self.early_stop
+            )
             trainer.should_stop = trainer.should_stop or self.stopped_by is not None
 
     def take(self, logger: Logger | None, update: int) -> None:
@@ -146,6 +148,7 @@ class Moments(Updates):
         if logger is not None:
             logger.log_metrics(scores.numbers, step=update)
             log_images(logger, images, [caption(row) for row in scores.shots], update, "evaluation")
+            log_shots(logger, scores.shots, images, self.base, update)
 
 
 def caption(row: dict[str, Any]) -> str:
@@ -158,6 +161,11 @@ def read_shots(run: RunDirectory, update: int) -> list[dict[str, Any]]:
     """The scored shots of a moment, empty where there are none."""
     file = run.evaluated / f"update-{update:06d}" / "scores.json"
     return list(json.loads(file.read_text(encoding="utf-8"))["shots"]) if file.is_file() else []
+
+
+def evaluated_updates(settings: Eval, steps: int) -> set[int]:
+    """The updates at which a run of `steps` is evaluated."""
+    return {update for update in spaced(steps, settings.moments) | set(settings.at) if update <= steps}
 
 
 def spaced(steps: int, count: int) -> set[int]:

@@ -181,7 +181,7 @@ class Train:
     sample_every: int | None = None  # updates; null: only before and after
     save_every: int | None = None  # updates between resume states; null: a quarter of steps
     keep_states: int = 1  # resume states kept: the newest n
-    snapshot_every: int | None = None  # updates between small fp16 snapshots to sample from; null: none
+    snapshot_every: int | None = None  # updates between small fp16 snapshots; null: where the run is evaluated
     keep_snapshots: int | None = None  # the newest n; null: all
     resume: str = "auto"  # auto | never | a run directory or a checkpoint file
     name: str | None = None  # run directory below `out`; null: from token, class word and signature

@@ -121,7 +121,7 @@ def _conclude(
     if subject.sample_prompts:
         report.draw_grid(run, run.grid)
     if moments:
-        write_json(run.verdict, verdict.judge(run.evaluations.rows()).as_json())
+        write_json(run.verdict, verdict.judge(run.evaluations.rows(), run.probes.rows()).as_json())
 
 
 def _join(

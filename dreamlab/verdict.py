@@ -5,9 +5,11 @@ The rule, on several metrics at once and with their intervals (docs/math.md expl
     learnt(u)      DINO, of pictures in the photos' own context, has come half of the way from the untouched model's to
                    that between the photos themselves
     copies(u)      more than a tenth of the subject's samples are copies of training photos
-    class drift(u) class images have moved a quarter of that same way, either way, and their interval spares 0;
-                   or they have become one picture (collapse below one half)
+    class drift(u) class pictures have come nearer to the photos by three quarters of that same way, and their interval
+                   spares 0; or they have lost half of their diversity, and its interval spares 1
+    forgetting(u)  pictures of unrelated prompts have drifted by a quarter (1 - cosine)
     words lost(u)  prompts are obeyed less than by the untouched model by a fifth (checked words, else CLIP-T)
+    by heart(u)    a held-out photo is denoised a tenth worse than by the untouched model
 
 A run is good if some moment is learnt and free of harm, overfitted if it is learnt but never without harm, underfitted
 if it is never learnt. The moment to keep is the best one free of harm: the highest DINO. Called by train.py.
@@ -20,9 +22,12 @@ from typing import Any
 RULES = {
     "learnt": 0.5,  # share of the way from the untouched model's DINO to the photos' own
     "copies": 0.1,  # share of the subject's samples
-    "class_drift": 0.25,  # of that way
+    "class_drift": 0.75,  # of that way, towards the photos
     "collapse": 0.5,  # diversity of the class relative to the untouched model's
+    "unrelated": 0.25,  # 1 - cosine to the untouched model's pictures
     "words": 0.2,  # share of what the untouched model obeys
+    "held_out": 1.1,  # loss of held-out photos relative to the untouched model's
+    "shortest_way": 0.1,  # of DINO: below it, likeness says nothing
 }
 Row = Mapping[str, float]
 
@@ -48,11 +53,15 @@ def likeness(row: Row) -> float | None:
 
 
 def way(base: Row) -> float | None:
-    """How far there is to go: DINO between the photos minus that of the untouched model's pictures; None if unknown."""
+    """How far there is to go: DINO between the photos minus that of the untouched model's pictures.
+
+    None where it is unknown or too short: photos no more alike than the untouched model's pictures are like them.
+    """
     start = likeness(base)
     if "eval/dino_photos" not in base or start is None:
         return None
-    return max(base["eval/dino_photos"] - start, 0.05)  # a class that is like its subject to begin with
+    distance = base["eval/dino_photos"] - start
+    return distance if distance >= RULES["shortest_way"] else None
 
 
 def is_learnt(base: Row, row: Row) -> bool:
@@ -71,15 +80,17 @@ def harms(base: Row, row: Row) -> list[str]:
     found = []
     if row.get("eval/copies", 0) > RULES["copies"]:
         found.append(f"{row['eval/copies']:.0%} of the samples are copies of photos")
-    distance = way(base)
-    change = row.get("eval/pres_change")
-    if distance is not None and change is not None and abs(change) >= RULES["class_drift"] * distance:
-        low, high = row.get("eval/pres_change_low", change), row.get("eval/pres_change_high", change)
-        if low > 0 or high < 0:
-            way_gone = "towards" if change > 0 else "away from"
-            found.append(f"the class has drifted {way_gone} the subject ({change:+.2f})")
+    distance, change = way(base), row.get("eval/pres_change", 0.0)
+    if distance is not None and change >= RULES["class_drift"] * distance and row.get("eval/pres_change_low", 0) > 0:
+        found.append(f"the class has drifted towards the subject ({change:+.2f})")
     if row.get("eval/collapse", 1) < RULES["collapse"] and row.get("eval/collapse_high", 0) < 1:
-        found.append(f"class images have {row['eval/collapse']:.0%} of their diversity")
+        found.append(f"class pictures have {row['eval/collapse']:.0%} of their diversity")
+    if row.get("eval/drift_unrelated", 0) >= RULES["unrelated"]:
+        found.append(f"unrelated pictures have drifted ({row['eval/drift_unrelated']:.2f})")
+    if row.get("probe/held_out_loss", 1) >= RULES["held_out"]:
+        found.append(
+            f"held-out photos are denoised worse than before ({row['probe/held_out_loss']:.2f} times the loss)"
+        )
     for name, title in (("words", "words for styles and backgrounds"), ("clip_t", "prompts")):
         before, now = base.get(f"eval/{name}"), row.get(f"eval/{name}")
         if before is not None and now is not None and before > 0:
@@ -89,12 +100,29 @@ def harms(base: Row, row: Row) -> list[str]:
     return found
 
 
-def judge(evaluations: Sequence[Row]) -> Verdict:
+def joined(evaluations: Sequence[Row], probes: Sequence[Row]) -> dict[int, Row]:
+    """The moments by update, each with the newest probes up to it."""
+    told: dict[int, Row] = {}
+    for row in evaluations:
+        update = int(row["update"])
+        known = [probe for probe in probes if probe["update"] <= update]
+        told[update] = {**(known[-1] if known else {}), **row}
+    return told
+
+
+def judge(evaluations: Sequence[Row], probes: Sequence[Row] = ()) -> Verdict:
     """The verdict on a run's moments, the first of which is the untouched model (update 0)."""
-    moments = {int(row["update"]): row for row in evaluations}
+    moments = joined(evaluations, probes)
     base, later = moments.get(0), sorted(update for update in moments if update > 0)
-    if base is None or not later or way(base) is None or any(likeness(moments[u]) is None for u in later):
+    if base is None or not later:
         return Verdict("Not measured: there is no moment to compare.", "unmeasured", None, [], RULES)
+    if way(base) is None or any(likeness(moments[update]) is None for update in later):
+        told = [f"update {update}: {harm}" for update in later for harm in harms(base, moments[update])]
+        return Verdict(
+            "Likeness is not measured: to this encoder the photos are no more like each other than the untouched"
+            " model's pictures are like them." + (f" Harm: {'; '.join(told)}." if told else " No harm was found."),
+            "unmeasured", None, told, RULES,
+        )  # fmt: skip
     learnt = [update for update in later if is_learnt(base, moments[update])]
     found = {update: harms(base, moments[update]) for update in later}
     reasons = [_told(base, moments[update], update, found[update]) for update in later]
@@ -116,10 +144,12 @@ def judge(evaluations: Sequence[Row]) -> Verdict:
 
 def should_stop(evaluations: Sequence[Row], kind: str) -> str | None:
     """Why training should end now, by the newest moment and `kind` (memorisation or drift); None: it goes on."""
-    if kind == "none" or len(evaluations) < 2 or way(evaluations[0]) is None:
+    if kind == "none" or len(evaluations) < 2:
         return None
-    base, row = evaluations[0], evaluations[-1]
-    told = [harm for harm in harms(base, row) if ("copies" in harm) == (kind == "memorisation")]
+    by_heart = ("copies", "held-out")
+    told = [
+        harm for harm in harms(evaluations[0], evaluations[-1]) if any(w in harm for w in by_heart) == (kind != "drift")
+    ]
     return "; ".join(told) or None
 
 

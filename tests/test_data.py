@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Settings, TrainRun, noise_picture
 from PIL import Image
+from torch.optim.lr_scheduler import LambdaLR
 
 from dreamlab.checks import check
 from dreamlab.data import Batch, Crops, ImageSet, Item, TrainingData
@@ -70,7 +71,9 @@ def test_cached_moments_are_the_encoders_and_are_sampled_anew_each_update(photos
     with torch.no_grad():
         images.cache(lambda path, region, pixels: model.encode_images(pixels), 1, images.shapes)
     cached, pixels = TrainingData([images], 1, 2, 1), TrainingData([plain], 1, 2, 1)
-    module = DreamBooth(model, torch.nn.ModuleDict(), torch.optim.AdamW, lr=1e-3, seed=1, objective=Objective())
+    module = DreamBooth(
+        model, torch.nn.ModuleDict(), torch.optim.AdamW, LambdaLR, lr=1e-3, seed=1, objective=Objective()
+    )
     for update in (0, 3):
         one, other = cached.batch(update, 0), pixels.batch(update, 0)
         assert one.pixel_values is None and other.moments is None

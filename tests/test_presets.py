@@ -61,7 +61,7 @@ def test_the_exact_tutorial_trains_pocket_and_tells_its_quirks_first(tmp_path: P
     words = (
         "experiment=tutorial_exact", "model=pocket", "model.vae=null", "model.encode_with_own_vae=false", "steps=4",
         "accumulate=2", f"instance_dir={tmp_path}", "class_word=dog", "num_prior_images=2", "prior.steps=2",
-        "sampling.steps=2", "sampling.images_per_prompt=1", "precision=fp32", "logger=none", "device=cpu",
+        "sampling.steps=2", "sampling.images_per_prompt=1", "eval=none", "precision=fp32", "logger=none", "device=cpu",
         f"out={tmp_path / 'outputs'}", "name=exact", f"cache_dir={tmp_path / 'cache'}",
     )  # fmt: skip
     process = start_command("dreamlab.train", *words, log=tmp_path / "log.txt")

@@ -53,5 +53,5 @@ def test_two_processes_are_one_of_the_same_global_batch(tiny: tuple[str, ...], t
 def test_what_several_devices_cannot_do_is_refused(settings: Settings) -> None:
     with pytest.raises(UserError, match="needs GPUs"):
         check(settings("trainer.devices=2", "trainer.strategy=fsdp"))
-    with pytest.raises(UserError, match="sample or average"):
+    with pytest.raises(UserError, match="sample, measure or average"):
         check(settings("trainer.devices=2", "trainer.strategy=fsdp", "ema=0.9"))

@@ -40,7 +40,7 @@ def test_what_is_renamed_has_reached_the_disk(tmp_path: Path, monkeypatch: pytes
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(Path(f"/proc/self/fd/{fd}").resolve().name), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *names: (seen.append("renamed"), replace(*names)))
-    with written_whole(tmp_path / "state") as temporary:
+    with written_whole(tmp_path / "state", flush=True) as temporary:
         temporary.write_text("weights")
     assert seen == [temporary.name, "renamed", tmp_path.name]
 
