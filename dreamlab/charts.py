@@ -144,7 +144,13 @@ def scatter(name: str, title: str, labels: tuple[str, str], points: Sequence[Poi
             if is_told:
                 labels_at.setdefault((point.across[0], point.up[0]), []).append(point.label)
         for place, names in labels_at.items():
-            axes.annotate(" ".join(names), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                " ".join(sorted(names, key=lambda name: (len(name), name))),
+                place,
+                xytext=(5, 5),
+                textcoords="offset points",
+                fontsize=8,
+            )
         axes.legend(loc="lower right")
         said = f"{len(points)} runs, {len(front)} of them on the Pareto front"
         return _inline(figure, name, title, said)
@@ -159,9 +165,12 @@ def _draw_point(axes: "Axes", point: Point, has_bars: bool) -> None:
         if up[1] is not None and up[2] is not None:
             axes.plot([across[0], across[0]], [up[1], up[2]], color=colour, alpha=0.3, linewidth=1, zorder=1)
     mark = f"point-{point.link.removeprefix('#')}"
-    dots = axes.scatter([point.across[0]], [point.up[0]], s=70 if point.is_chosen else 28, color=colour, gid=mark,
-                        edgecolors=INK if point.is_chosen else "none", linewidths=1.6, zorder=2)  # fmt: skip
+    size = 70 if point.is_chosen else 28
+    dots = axes.scatter([across[0]], [up[0]], s=size, color=colour, edgecolors="none", gid=mark, zorder=2)
     dots.set_urls([point.link])
+    if point.is_chosen:  # behind the point, which older matplotlibs make a link of only where it has no edge
+        ring = mark.replace("-run-", "-run-ring-")  # a script hides what ends in the run's number
+        axes.scatter([across[0]], [up[0]], s=150, color=INK, edgecolors="none", gid=ring, zorder=1.5)
 
 
 def smoothed(updates: Sequence[float], values: Sequence[float], points: int = 25) -> tuple[list[float], list[float]]:
