@@ -65,7 +65,7 @@ def choose(candidates: Sequence[Candidate]) -> Choice | None:
     considered = [k for k, candidate in enumerate(candidates) if candidate.is_good] or list(range(len(candidates)))
     if not considered:
         return None
-    reasons = [f"{len(considered)} of {len(candidates)} measured runs have a good verdict."]
+    reasons = [f"Runs with a good verdict: {len(considered)} of {len(candidates)} that were measured."]
     if not candidates[considered[0]].is_good:
         reasons = ["No run's verdict is good, so all that were measured are compared: take none without a look."]
     best = max(considered, key=lambda k: candidates[k].fidelity[0])

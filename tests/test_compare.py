@@ -62,7 +62,7 @@ def test_the_choice_is_the_least_harmful_of_those_like_the_best() -> None:
     choice = choose(points)
     assert choice is not None and points[choice.index].label == "#2"
     said = " ".join(choice.reasons)
-    assert "4 of 5 measured runs have a good verdict" in said and "the best, #1: 0.700 [0.650, 0.750]" in said
+    assert "a good verdict: 4 of 5 that were measured" in said and "the best, #1: 0.700 [0.650, 0.750]" in said
     assert "dominates #5" in said and "No run dominates it." in said and "drifts least: 0.200" in said
     bad = choose([candidate("#1", 0.5, 0.1, is_good=False)])
     assert bad is not None and "No run's verdict is good" in bad.reasons[0] and "the highest" in bad.reasons[1]
