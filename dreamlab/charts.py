@@ -192,6 +192,7 @@ def _inline(figure: "Figure", name: str, title: str, said: str) -> Chart:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r'(id="|url\(#|xlink:href="#(?!run-))', rf"\g<1>{name}-", svg).replace(INK, "currentColor")
+    svg = svg.replace(' target="_blank"', "")  # a link leads to a place on the same page
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     head, _, body = svg.partition(">")
     about = Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>').format(name, title, said)

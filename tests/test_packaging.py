@@ -54,7 +54,8 @@ def files_below(folder: Path) -> set[str]:
 
 
 def test_every_module_and_config_is_inside(unpacked: Path) -> None:
-    package = {path for path in files_below(ROOT / "dreamlab") if path.endswith(".py")}
+    package = {path for path in files_below(ROOT / "dreamlab") if path.endswith((".py", ".html", ".js"))}
+    assert {"templates/page.html", "templates/compare.js"} <= package
     assert package <= files_below(unpacked / "dreamlab")
     assert files_below(unpacked / "dreamlab" / "conf") == files_below(ROOT / "conf")
 
