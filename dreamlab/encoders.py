@@ -173,8 +173,10 @@ def _read_json(source: str, place: str, name: str) -> dict[str, Any] | None:
     path = Path(place).expanduser() / name
     if not path.parent.is_dir():
         unreachable = UserError(
-            f"There is no encoder at {source!r}.{did_you_mean(source, NAMES)} Or give a folder, or a hub id that can "
-            "be fetched: this one cannot."
+            f"The encoder {source!r}, {place!r} of the hub, can't be fetched. Give a folder that holds it."
+            if source in NAMES
+            else f"There is no encoder at {source!r}.{did_you_mean(source, NAMES)} Or give a folder, or a hub id that"
+            " can be fetched: this one cannot."
         )
         try:
             path = Path(hf_hub_download(place, name))

@@ -13,6 +13,7 @@ from PIL import Image
 from dreamlab import precision
 from dreamlab.average import Average
 from dreamlab.callbacks import OnImage
+from dreamlab.errors import UserError
 from dreamlab.evaluation import Judge
 from dreamlab.models import Family, pick_device
 from dreamlab.module import DreamBooth
@@ -34,7 +35,12 @@ def judge(config: Train, subject: Subject, run: RunDirectory) -> Judge | None:
     if not config.eval.moments and not config.eval.at:
         return None
     loading = Loading(config.data.exif, config.data.background, config.data.resample)
-    return make_judge(config.eval, subject.concepts, config.resolution, loading, run)
+    try:
+        return make_judge(config.eval, subject.concepts, config.resolution, loading, run)
+    except UserError as error:
+        raise UserError(
+            f"{error} Name other encoders by eval.dino= and eval.clip=, or measure nothing: eval=none."
+        ) from None
 
 
 def moments(

@@ -78,7 +78,7 @@ def _spread(templates: Sequence[str], count: int | None) -> Sequence[str]:
 
 
 def make_judge(
-    settings: Eval, concepts: Sequence[Concept], resolution: int, loading: Loading, run: RunDirectory | None
+    settings: Eval, concepts: Sequence[Concept], resolution: int, loading: Loading, run: RunDirectory
 ) -> Judge:
     """Encoders and the subject's photos, cut as samples are, which are kept in the run's folder for its page."""
 
@@ -91,12 +91,10 @@ def make_judge(
         for concept in concepts
     ]
     for number, (one, concept) in enumerate(zip(photos, concepts, strict=True)):
-        named = [*zip(one.learnt, concept.photos), *zip(one.held_out, concept.held_out)]  # noqa: B905
-        for place, (image, photo) in enumerate(named if run else []):
-            held = place >= len(one.learnt)
-            name = f"{number}-held-{place - len(one.learnt):04d}.png" if held else f"{number}-{place:04d}.png"
-            assert run is not None
-            save_png(image, run.evaluated / "photos" / name, {"photo": photo.path.name})
+        for infix, images, files in (("", one.learnt, concept.photos), ("held-", one.held_out, concept.held_out)):
+            for place, (image, photo) in enumerate(zip(images, files, strict=True)):
+                name = f"{number}-{infix}{place:04d}.png"
+                save_png(image, run.evaluated / "photos" / name, {"photo": photo.path.name})
     quiet_imported_libraries()
     return Judge(encoders.load(settings.dino), encoders.load(settings.clip), photos)
 

@@ -38,7 +38,7 @@ def train(name: str, class_word: str, folder: Path, settings: list[str]) -> Path
     out = Path("outputs/first-subject")
     command = [
         sys.executable, "-m", "dreamlab.train", f"instance_dir={folder}", f"class_word={class_word}",
-        "logger=none", f"out={out}", f"name={name}", *settings,
+        "logger=none", "eval=none", "data.holdout=0", f"out={out}", f"name={name}", *settings,
     ]  # fmt: skip
     subprocess.run(command, check=True)
     return out / name

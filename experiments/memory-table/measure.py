@@ -85,7 +85,8 @@ def measure(settings: list[str], work: Path, steps: int) -> dict[str, float]:
         sys.executable, "-m", "dreamlab.train", "model=sd15", f"model.source={full_size_model(work / 'model')}",
         f"instance_dir={noise_photos(work / 'photos')}", "class_word=dog", "adapter.train=[unet]", f"steps={steps}",
         "num_prior_images=4", "prior.steps=2", "prompts=[]", "logger=none", "resume=never", f"out={run.parent}",
-        f"name={run.name}", f"cache_dir={work / 'cache'}", "save_every=1000000", *settings,
+        f"name={run.name}", f"cache_dir={work / 'cache'}", "save_every=1000000", "eval=none",
+        *settings,
     ]  # fmt: skip
     subprocess.run(command, check=True)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
