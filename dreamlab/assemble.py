@@ -70,16 +70,23 @@ def samples(
     chosen, side = config.sampling, config.resolution
     sampler = Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
     seeds = [chosen.seed + k for k in range(chosen.images_per_prompt)]
-    device = pick_device(config.device)
+    draws = drawing(config, model, averaged, sampler, chosen.batch_size)
+    return callbacks.Samples(run, subject.sample_prompts, seeds, config.sample_every, draws)
 
-    def draw_samples(prompts: Sequence[str], seeds: Sequence[int], keep: callbacks.OnImage) -> None:
+
+def drawing(
+    config: Train, model: Family, averaged: Average | None, sampler: Sampler, batch_size: int
+) -> callbacks.Draw:
+    """How pictures are drawn from the run's model as it is by then, or from the average of its weights."""
+
+    def draws(prompts: Sequence[str], seeds: Sequence[int], keep: callbacks.OnImage) -> None:
         with averaged.in_use() if averaged else contextlib.nullcontext():
             draw(
-                model, prompts, seeds, sampler,
-                device=device, precision=config.precision, batch_size=chosen.batch_size, on_image=keep,
+                model, prompts, seeds, sampler, device=pick_device(config.device), precision=config.precision,
+                batch_size=batch_size, on_image=keep,
             )  # fmt: skip
 
-    return callbacks.Samples(run, subject.sample_prompts, seeds, config.sample_every, draw_samples)
+    return draws
 
 
 def logger(config: Train, subject: Subject, run: RunDirectory) -> Logger | None:

@@ -130,6 +130,7 @@ def mean_losses(
 
 
 OnImage = Callable[[int, Image], None]
+Draw = Callable[[Sequence[str], Sequence[int], OnImage], None]
 
 
 class Samples(Updates):
@@ -137,7 +138,7 @@ class Samples(Updates):
 
     def __init__(
         self, run: RunDirectory, prompts: Sequence[str], seeds: Sequence[int], every: int | None,
-        draw: Callable[[Sequence[str], Sequence[int], OnImage], None],
+        draw: Draw,
     ) -> None:  # fmt: skip
         self.run, self.prompts, self.seeds, self.every, self.draw = run, prompts, seeds, every, draw
 

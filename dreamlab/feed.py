@@ -17,7 +17,7 @@ from dreamlab.distill import Teacher
 from dreamlab.latents import LatentCache
 from dreamlab.models import Family, pick_device
 from dreamlab.module import DreamBooth
-from dreamlab.photos import Loading, digest
+from dreamlab.photos import digest
 from dreamlab.prior import class_images, fingerprint
 from dreamlab.processes import local_rank
 from dreamlab.progress import console
@@ -25,14 +25,14 @@ from dreamlab.resume import Start
 from dreamlab.runs import cache_dir
 from dreamlab.sample import Sampler
 from dreamlab.schema import Train
-from dreamlab.subject import Photo, Subject
+from dreamlab.subject import Photo, Subject, loading_of
 
 
 def image_sets(config: Train, subject: Subject, model: Family) -> list[ImageSet]:
     """The instance photos and, unless the prior weighs nothing, the class images, with their moments cached."""
     data, device = config.data, pick_device(config.device)
     step = data.bucket_step or config.resolution // 64 * 8 or 8
-    loading = Loading(data.exif, data.background, data.resample)
+    loading = loading_of(data)
     crops = Crops(
         config.resolution, data.crop == "random", data.crops, data.flip, step if data.buckets else None,
         data.unmasked_weight, loading,
@@ -69,10 +69,15 @@ def _items(model: Family, photos: Sequence[Photo]) -> list[Item]:
     ]
 
 
+def prior_sampler(config: Train) -> Sampler:
+    """How class images are drawn."""
+    chosen, side = config.prior, config.resolution
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+
+
 def _class_images(config: Train, subject: Subject, model: Family) -> list[Photo]:
     """Every subject's class images: the person's own first, then what the model draws."""
-    prior, side, found = config.prior, config.resolution, []
-    sampler = Sampler(prior.sampler, prior.steps, prior.guidance, prior.negative_prompt, side, side)
+    prior, sampler, found = config.prior, prior_sampler(config), []
     for concept in subject.concepts:
         captions = {photo.path: photo.prompt for photo in concept.own}
         paths = class_images(

@@ -3,29 +3,29 @@
 Called by train.py beside assemble.py and feed.py; nothing here changes what is trained.
 """
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from dreamlab import precision
+from dreamlab import assemble, precision
 from dreamlab.average import Average
-from dreamlab.callbacks import OnImage
+from dreamlab.callbacks import Draw
 from dreamlab.errors import UserError
 from dreamlab.evaluation import Judge
+from dreamlab.feed import prior_sampler
 from dreamlab.models import Family, pick_device
 from dreamlab.module import DreamBooth
-from dreamlab.moments import Draw, Moments, evaluated_updates, make_judge, plan, spaced
-from dreamlab.photos import Loading, Region, crop, read_photo
+from dreamlab.moments import Moments, evaluated_updates, make_judge, plan, spaced
+from dreamlab.photos import Region, crop, read_photo
 from dreamlab.prior import class_images, reference_images
 from dreamlab.probes import Grid, Probe, Probes
 from dreamlab.prompt_sets import find_set
 from dreamlab.runs import RunDirectory, cache_dir
-from dreamlab.sample import Sampler, draw
+from dreamlab.sample import Sampler
 from dreamlab.schema import Train
-from dreamlab.subject import Subject
+from dreamlab.subject import Subject, loading_of
 
 PICTURES = 2  # of each kind in the grid of probes
 
@@ -34,7 +34,7 @@ def judge(config: Train, subject: Subject, run: RunDirectory) -> Judge | None:
     """Encoders and photos; None where nothing is evaluated. UserError where an encoder is not to be had."""
     if not config.eval.moments and not config.eval.at:
         return None
-    loading = Loading(config.data.exif, config.data.background, config.data.resample)
+    loading = loading_of(config.data)
     try:
         return make_judge(config.eval, subject.concepts, config.resolution, loading, run)
     except UserError as error:
@@ -63,16 +63,8 @@ def _eval_sampler(config: Train) -> Sampler:
 
 
 def drawing(config: Train, model: Family, averaged: Average | None) -> Draw:
-    """How a moment's shots are drawn from a model, or from the average of its weights."""
-
-    def draw_shots(prompts: Sequence[str], seeds: Sequence[int], keep: OnImage) -> None:
-        with averaged.in_use() if averaged else contextlib.nullcontext():
-            draw(
-                model, prompts, seeds, _eval_sampler(config), device=pick_device(config.device),
-                precision=config.precision, batch_size=config.eval.batch_size, on_image=keep,
-            )  # fmt: skip
-
-    return draw_shots
+    """How a moment's shots are drawn."""
+    return assemble.drawing(config, model, averaged, _eval_sampler(config), config.eval.batch_size)
 
 
 def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBooth) -> Probes | None:
@@ -80,7 +72,7 @@ def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBoot
     if not config.eval.probes:
         return None
     model, device, concept = module.model, pick_device(config.device), subject.concepts[0]
-    loading = Loading(config.data.exif, config.data.background, config.data.resample)
+    loading = loading_of(config.data)
     unrelated = find_set(config.eval.prompts, concept.class_word).unrelated[:PICTURES]
     of_class = _outside_the_prior(config, subject, model)
     asked = [
@@ -110,16 +102,11 @@ def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBoot
     return Probes(run, grid, spaced(config.steps, config.eval.probes))
 
 
-def _sampler(config: Train) -> Sampler:
-    chosen, side = config.prior, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
-
-
 def _outside_the_prior(config: Train, subject: Subject, model: Family) -> list[Path]:
     """Class images that are not trained on: the next numbers after the prior set's."""
     concept, count = subject.concepts[0], config.num_prior_images if config.prior_weight > 0 else 0
     return class_images(
-        model, concept.class_prompt, count + PICTURES, _sampler(config), config.prior.seed,
+        model, concept.class_prompt, count + PICTURES, prior_sampler(config), config.prior.seed,
         cache_dir=cache_dir(config.cache_dir), own=[photo.path for photo in concept.own],
         device=pick_device(config.device), precision=config.precision, batch_size=config.prior.batch_size,
         jpeg_quality=config.prior.jpeg_quality,
@@ -129,6 +116,7 @@ def _outside_the_prior(config: Train, subject: Subject, model: Family) -> list[P
 def _unrelated(config: Train, model: Family, prompts: Sequence[str]) -> list[Path]:
     """What the untouched model draws for prompts of other things."""
     return reference_images(
-        model, prompts, [config.prior.seed] * len(prompts), _sampler(config), cache_dir=cache_dir(config.cache_dir),
-        device=pick_device(config.device), precision=config.precision, batch_size=config.prior.batch_size,
+        model, prompts, [config.prior.seed] * len(prompts), prior_sampler(config),
+        cache_dir=cache_dir(config.cache_dir), device=pick_device(config.device), precision=config.precision,
+        batch_size=config.prior.batch_size,
     )  # fmt: skip

@@ -4,8 +4,7 @@ Moment 0 is the untouched model, whose pictures are shared by all runs that ask 
 training and after it, and by evaluate.py for finished runs and other people's models.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
 from dreamlab import encoders, prompts
-from dreamlab.callbacks import OnImage, Updates
+from dreamlab.callbacks import Draw, Updates
 from dreamlab.evaluation import Judge, Photos, Shot
 from dreamlab.loggers import log_images, log_shots
 from dreamlab.photos import Loading, Region, crop, read_photo
@@ -27,8 +26,6 @@ from dreamlab.runs import RunDirectory, write_json
 from dreamlab.schema import Eval
 from dreamlab.subject import Concept
 from dreamlab.verdict import joined, should_stop
-
-Draw = Callable[[Sequence[str], Sequence[int], OnImage], None]
 
 
 @dataclass(frozen=True)
@@ -153,12 +150,6 @@ def caption(row: dict[str, Any]) -> str:
     """A shot's prompt and scores in one line."""
     told = [f"{name} {row[name]:.2f}" for name in ("dino", "clip_t", "drift") if row.get(name) is not None]
     return " | ".join([row["prompt"], *told, *(["copy of a photo"] if row.get("is_copy") else [])])
-
-
-def read_shots(run: RunDirectory, update: int) -> list[dict[str, Any]]:
-    """The scored shots of a moment, empty where there are none."""
-    file = run.evaluated / f"update-{update:06d}" / "scores.json"
-    return list(json.loads(file.read_text(encoding="utf-8"))["shots"]) if file.is_file() else []
 
 
 def evaluated_updates(settings: Eval, steps: int) -> set[int]:

@@ -16,7 +16,7 @@ from dreamlab.concepts import Given, read_concepts
 from dreamlab.demo import demo_photos
 from dreamlab.errors import UserError
 from dreamlab.photos import UPRIGHT, Loading, caption_of, digest, has_alpha, list_images, mask_of, read_mask, read_photo
-from dreamlab.schema import Train
+from dreamlab.schema import Data, Train
 
 ENOUGH_TO_HOLD_ONE_OUT = 5
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -98,9 +98,14 @@ def read_subject(config: Train) -> Subject:
     return Subject(concepts, _digest(concepts), list(dict.fromkeys(prompt for some in filled for prompt in some)))
 
 
+def loading_of(data: Data) -> Loading:
+    """How the run's pictures become pixels."""
+    return Loading(data.exif, data.background, data.resample)
+
+
 def _concept(given: Given, config: Train) -> Concept:
     token, class_word, instance_prompt, class_prompt = _words(given)
-    loading = Loading(config.data.exif, config.data.background, config.data.resample)
+    loading = loading_of(config.data)
     photos = find_photos(given.instance_dir, loading)
     found = [_photo(path, instance_prompt, token, class_word, config, loading) for path in photos]
     if config.data.mask == "file" and not any(photo.mask for photo in found):
