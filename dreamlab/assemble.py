@@ -21,6 +21,7 @@ from dreamlab.config import build
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
+from dreamlab.prior import fingerprint
 from dreamlab.resume import Start, settings_that_matter
 from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
@@ -53,10 +54,11 @@ def record(config: Train, subject: Subject, run: RunDirectory) -> None:
 
 
 def base_model(config: Train) -> Family:
-    """The untouched, frozen model on the run's device."""
+    """The untouched, frozen model on the run's device, which knows the hash of its weights."""
     chosen, device = config.model, pick_device(config.device)
     options = Options(chosen.clip_skip, config.objective.zero_terminal_snr, chosen.encode_with_own_vae)
     model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae, chosen.config, options)
+    model.fingerprint = fingerprint(model.parts())
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())

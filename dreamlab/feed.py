@@ -111,7 +111,7 @@ def _teacher(config: Train, sets: list[ImageSet], module: DreamBooth, whole: Tra
     """The untouched model's predictions for this run's prior samples, cached under all that decides them."""
     paths = [item.path for item in sets[1].items]
     recipe = {
-        "weights": fingerprint(module.model.parts()), "options": asdict(module.model.options), "images": digest(paths),
+        "weights": module.model.fingerprint, "options": asdict(module.model.options), "images": digest(paths),
         "prompts": [item.input_ids.tolist() for item in sets[1].items], "crops": asdict(sets[1].crops),
         "shapes": sets[0].shapes, "seed": config.seed, "per_update": whole.per_update, "trim": whole.trim,
         "batch_size": config.batch_size, "paired": whole.paired, "noise_offset": config.objective.noise_offset,

@@ -8,6 +8,7 @@ file that says otherwise was not made here and is refused. No lock is needed: wh
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,19 @@ from dreamlab.subject import is_decodable
 
 def fingerprint(parts: Mapping[str, nn.Module]) -> str:
     """Hash of every weight of some networks, in the order of their parts and names."""
-    state = hashlib.sha256()
-    for part_name, part in sorted(parts.items()):
-        for name, weight in part.state_dict().items():
-            state.update(f"{part_name}.{name}{tuple(weight.shape)}".encode())
-            state.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return state.hexdigest()
+    named = [
+        (f"{part_name}.{name}{tuple(weight.shape)}", weight)
+        for part_name, part in sorted(parts.items()) for name, weight in part.state_dict().items()
+    ]  # fmt: skip
+
+    def hashed(weight: torch.Tensor) -> str:
+        # A scalar has no dimension to view as bytes along
+        return hashlib.sha256(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # several gigabytes at full size, and hashing lets other threads run
+        hashes = list(pool.map(hashed, [weight for _, weight in named]))
+    told = [[name, value] for (name, _), value in zip(named, hashes, strict=True)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
@@ -43,7 +51,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 def recipe_of(model: Family, sampler: Sampler, precision: str) -> dict[str, Any]:
     """All that decides a picture besides its prompt and seed."""
     return {
-        "weights": fingerprint(model.parts()), "precision": precision, "clip_skip": model.options.clip_skip,
+        "weights": model.fingerprint or fingerprint(model.parts()), "precision": precision, "clip_skip": model.options.clip_skip,
         "zero_terminal_snr": model.options.zero_terminal_snr, **asdict(sampler),
     }  # fmt: skip
 

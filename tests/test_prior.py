@@ -69,6 +69,8 @@ def test_every_part_of_the_recipe_changes_the_folder(model: Family, tmp_path: Pa
     folders = [made(model, tmp_path, 1, **change)[0].parent for change in changes]
     with torch.no_grad():
         next(model.parts()["vae"].parameters()).view(-1)[0] += 1e-3
+    assert model.fingerprint and model.fingerprint != prior.fingerprint(model.parts())
+    model.fingerprint = prior.fingerprint(model.parts())
     folders.append(made(model, tmp_path, 1)[0].parent)
     assert len(set(folders)) == len(changes) + 1
 

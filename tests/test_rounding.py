@@ -115,3 +115,12 @@ def test_only_what_learns_is_bfloat16(settings: Settings) -> None:
 def test_what_it_cannot_work_with_is_refused(settings: Settings, words: tuple[str, ...], part: str) -> None:
     with pytest.raises(UserError, match=part):
         check(settings(PURE, *words))
+
+
+def test_training_and_its_probes_share_one_set_of_class_images(
+    train_run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMLAB_CACHE", str(tmp_path / "cache"))
+    train_run(PURE, "steps=1", "eval.probes=1", "num_prior_images=2")  # the weights are bfloat16 once they are probed
+    (folder,) = (tmp_path / "cache" / "prior").iterdir()
+    assert len(list(folder.glob("*.png"))) == 4

@@ -36,6 +36,7 @@ class Family(Protocol):
     prediction_type: str
     alphas_cumprod: Tensor  # (num_train_timesteps,) float32
     options: Options
+    fingerprint: str  # hash of every weight as it was loaded; "" where nobody has taken it
 
     def parts(self) -> dict[str, nn.Module]:
         """Every network, by its folder name in diffusers' layout."""

@@ -60,6 +60,7 @@ class StableDiffusion:
     scheduler: Any
     options: Options = PLAIN
     own_vae: AutoencoderKL | None = None  # the one that encodes, where it isn't `vae`
+    fingerprint: str = ""
 
     @classmethod
     def load(
