@@ -174,7 +174,7 @@ def trainer(
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[
-            processes.sharded_precision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
+            processes.SharedOutPrecision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
         ],
         logger=logger or False, callbacks=watching, default_root_dir=run.path, enable_checkpointing=False,
         enable_progress_bar=False,

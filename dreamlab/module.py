@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +21,7 @@ from dreamlab.diffusion import add_noise, min_snr_weights, target
 from dreamlab.loss import Losses, dreambooth_loss
 from dreamlab.models import Family
 from dreamlab.optim import parameter_groups
+from dreamlab.processes import total_norm
 from dreamlab.randomness import Use, normal, timesteps
 
 
@@ -150,8 +152,8 @@ class DreamBooth(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
-        gradients = [weight.grad for weight in self.trained.parameters() if weight.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        are_shares = isinstance(self.trainer.strategy, FSDPStrategy)
+        self.grad_norm = total_norm(list(self.trained.parameters()), are_shares)
         self.rates = {  # Prodigy multiplies its rate by its own estimate d
             f"train/lr_{group['name']}": group["lr"] * group.get("d", 1.0) for group in optimizer.param_groups
         }

@@ -51,8 +51,8 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 def recipe_of(model: Family, sampler: Sampler, precision: str) -> dict[str, Any]:
     """All that decides a picture besides its prompt and seed."""
     return {
-        "weights": model.fingerprint or fingerprint(model.parts()), "precision": precision, "clip_skip": model.options.clip_skip,
-        "zero_terminal_snr": model.options.zero_terminal_snr, **asdict(sampler),
+        "weights": model.fingerprint or fingerprint(model.parts()), "precision": precision,
+        "clip_skip": model.options.clip_skip, "zero_terminal_snr": model.options.zero_terminal_snr, **asdict(sampler),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.processes import local_rank
 
 BUNDLED = {"pocket": Path(__file__).parent / "pocket"}
 
@@ -137,7 +138,10 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device={name}: unknown device.{did_you_mean(name, ('auto', 'cpu', 'cuda'))}")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: PyTorch sees no GPU here. Use device=cpu, or install a CUDA build of torch.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = local_rank()
+    return torch.device("cuda", rank) if rank else torch.device("cuda")  # each process of a run has a device of its own
 
 
 def load(

@@ -47,7 +47,8 @@ def train(cell: Cell, photos: Path, out: Path) -> None:
         sys.executable, "-m", "dreamlab.train", f"instance_dir={photos / subject}", f"class_word={SUBJECTS[subject]}",
         f"seed={seed}", f"lr={lr}", f"prior_weight={prior}", f"out={out}", f"name={folder(cell, out).name}",
         "logger=none", "prompts=[]", f"eval.moments={MOMENTS}", f"eval.probes={MOMENTS}", "eval.near=2",
-        "eval.images_per_prompt=2", "eval.class_images=8", "eval.steps=12", "data.holdout=1",
+        "eval.far=6", "eval.unrelated=4", "eval.images_per_prompt=2", "eval.class_images=8", "eval.steps=12",
+        "data.holdout=1",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(folder(cell, out).name, "done" if done.returncode == 0 else done.stderr[-400:], flush=True)
