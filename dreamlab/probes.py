@@ -42,13 +42,30 @@ class Probe:
     asks_loss: bool  # or only how far the prediction has moved
 
 
-def fixed_noise(latents: Tensor, place: int) -> Tensor:
-    """Noise of the shape of `latents` for one place of the grid, a function of picture and place alone."""
-    rows = [
-        torch.from_numpy(generator(SEED, Use.PROBE, place, number).standard_normal(latents.shape[1:], dtype="float32"))
-        for number in range(len(latents))
-    ]
-    return torch.stack(rows)
+def places(probe: Probe) -> list[tuple[int, int]]:
+    """What is asked of a probe: pairs of picture and place of QUARTERS, the pictures taking turns.
+
+    A forward pass of the denoiser each, which is all that a probe costs: experiments/probe-overhead.
+    """
+    asked = range(len(QUARTERS)) if probe.asks_loss else range(1, len(QUARTERS), 2)
+    return [(turn % len(probe.latents), place) for turn, place in enumerate(asked)]
+
+
+def fixed_noise(shape: Sequence[int], picture: int, place: int) -> Tensor:
+    """Noise of `shape`, a function of picture and place alone."""
+    drawn = generator(SEED, Use.PROBE, place, picture).standard_normal(tuple(shape), dtype="float32")
+    return torch.from_numpy(drawn)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One batch for the model, `(N, ...)` with a row for each of a probe's places, and the right answer."""
+
+    probe: Probe
+    input_ids: Tensor
+    timesteps: Tensor
+    noisy_latents: Tensor
+    target: Tensor
 
 
 class Grid:
@@ -58,49 +75,49 @@ class Grid:
         self, model: Family, probes: Sequence[Probe], text: Callable[[Tensor], Any], device: torch.device,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:  # fmt: skip
-        self.model, self.probes, self.text, self.device, self.autocast = model, probes, text, device, autocast
-        self._before: dict[tuple[str, int], Tensor] = {}
+        self.model, self.text, self.device, self.autocast = model, text, device, autocast
+        self.questions = [self._question(probe) for probe in probes]
+        self._before: list[Tensor] = []
 
     def remember(self) -> None:
         """Keep the untouched model's predictions."""
-        self._before = {
-            (probe.name, place): self._predict(probe, place) for probe in self.probes for place in range(len(QUARTERS))
-        }
+        self._before = [self._predict(question) for question in self.questions]
 
     def ask(self) -> dict[str, float]:
         """`probe/<name>_drift` of every probe and `probe/<name>_loss` of some: 0 and 1 where nothing has changed."""
+        return self._compare([self._predict(question) for question in self.questions])
+
+    def untouched(self) -> dict[str, float]:
+        """What `ask` finds before the first update, without asking again."""
+        return self._compare(self._before)
+
+    def _compare(self, answers: Sequence[Tensor]) -> dict[str, float]:
         found = {}
-        for probe in self.probes:
-            pairs = [
-                (self._predict(probe, place), self._before[probe.name, place], self._target(probe, place))
-                for place in range(len(QUARTERS))
-            ]
-            moved = [((now - before).square().mean() / before.square().mean()).item() for now, before, _ in pairs]
-            found[f"probe/{probe.name}_drift"] = sum(moved) / len(moved)
-            if probe.asks_loss:
-                ratios = [
-                    (per_sample_error(now, wanted).mean() / per_sample_error(before, wanted).mean()).item()
-                    for now, before, wanted in pairs
-                ]
-                found[f"probe/{probe.name}_loss"] = sum(ratios) / len(ratios)
+        for question, now, before in zip(self.questions, answers, self._before, strict=True):
+            name, wanted = question.probe.name, question.target
+            moved = (now - before).square().flatten(1).mean(1) / before.square().flatten(1).mean(1)
+            found[f"probe/{name}_drift"] = moved.mean().item()
+            if question.probe.asks_loss:
+                ratios = per_sample_error(now, wanted) / per_sample_error(before, wanted)
+                found[f"probe/{name}_loss"] = ratios.mean().item()
         return found
 
-    def _target(self, probe: Probe, place: int) -> Tensor:
-        return target(
-            self.model.prediction_type, probe.latents, fixed_noise(probe.latents, place), self._timesteps(probe, place),
-            self.model.alphas_cumprod,
-        )  # fmt: skip
+    def _question(self, probe: Probe) -> Question:
+        asked, alphas_cumprod = places(probe), self.model.alphas_cumprod
+        index = torch.tensor([picture for picture, _ in asked])
+        latents = probe.latents[index]
+        noise = torch.stack([fixed_noise(latents.shape[1:], picture, place) for picture, place in asked])
+        timesteps = torch.tensor([int(QUARTERS[place] * len(alphas_cumprod)) for _, place in asked])
+        noisy_latents = add_noise(latents, noise, timesteps, alphas_cumprod)
+        wanted = target(self.model.prediction_type, latents, noise, timesteps, alphas_cumprod)
+        return Question(probe, probe.input_ids[index], timesteps, noisy_latents, wanted)
 
-    def _timesteps(self, probe: Probe, place: int) -> Tensor:
-        return torch.full((len(probe.latents),), int(QUARTERS[place] * len(self.model.alphas_cumprod)))
-
-    def _predict(self, probe: Probe, place: int) -> Tensor:
+    def _predict(self, question: Question) -> Tensor:
         """The model's prediction `(N, C, h, w)`, float32 on the CPU."""
-        timesteps = self._timesteps(probe, place)
-        noisy = add_noise(probe.latents, fixed_noise(probe.latents, place), timesteps, self.model.alphas_cumprod)
         with evaluating(self.model.parts().values()), self.autocast():
-            text = self.text(probe.input_ids.to(self.device))
-            pred = self.model.predict(noisy.to(self.device), timesteps.to(self.device), text)
+            text = self.text(question.input_ids.to(self.device))
+            timesteps = question.timesteps.to(self.device)
+            pred = self.model.predict(question.noisy_latents.to(self.device), timesteps, text)
         return pred.float().cpu()
 
 
@@ -116,7 +133,7 @@ class Probes(Updates):
 
     def take(self, logger: Logger | None, update: int) -> None:
         """Ask, write and log."""
-        row = self.grid.ask()
+        row = self.grid.ask() if update else self.grid.untouched()
         self.run.probes.append({"update": update, **row})
         if logger is not None:
             logger.log_metrics(row, step=update)

@@ -117,6 +117,7 @@ def test_probes_are_a_function_of_model_and_pictures(settings: Settings) -> None
         module = assemble.module(config, model)
         probes = measuring.probes(config, subject, RunDirectory(Path(config.out)), module)
         assert probes is not None
+        assert probes.grid.ask() == probes.grid.untouched(), "asked twice, the model answers the same bit for bit"
         with torch.no_grad():
             for weight in module.trained.parameters():
                 weight.mul_(1.001)
