@@ -18,6 +18,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from dreamlab.commands import Evaluate, Export, Report, Sample
+from dreamlab.devices import register_resolvers
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.schema import Train
 
@@ -31,7 +32,8 @@ WITHOUT_EFFECT = (
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra under the names that conf/*.yaml use."""
+    """Make the schemas known to Hydra under the names that conf/*.yaml use, and the resolvers of its launchers."""
+    register_resolvers()
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="sample_schema", node=Sample)
