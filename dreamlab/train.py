@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, explained
+from dreamlab.objectives import are_wanted, objectives
 from dreamlab.quiet import quiet_libraries
 from dreamlab.schema import Train
 
@@ -136,7 +137,7 @@ def _join(
 
 
 @hydra.main(config_path=conf_dir(), config_name="train", version_base="1.3")
-def _command(raw: DictConfig) -> None:
+def _command(raw: DictConfig) -> "tuple[float, float] | None":
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     with explained(in_sweep=in_sweep):  # here too: Hydra would print a line of its own first
         config: Any = OmegaConf.to_object(raw)
@@ -155,6 +156,9 @@ def _command(raw: DictConfig) -> None:
 
             write_page(run)
             summarise(run)
+        if in_sweep and are_wanted(HydraConfig.get()):
+            return objectives(run)
+    return None
 
 
 def main() -> None:

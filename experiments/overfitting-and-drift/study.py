@@ -4,7 +4,8 @@
 
 PHOTOS holds <subject>/*.jpg (the DreamBooth dataset's layout). Each run is the ordinary command on pocket, measured
 at six moments; a run that is there already is not trained again, so the study can be done in parts. Writes results.csv,
-one line for each run and moment, and the curves with bands over subjects and seeds.
+one line for each run and moment; curves.png, whose bands are 95% intervals of the mean over runs; samples.jpg; and
+prints what the last update of the runs says, with the difference that the prior makes to pairs of runs.
 """
 
 import argparse
@@ -19,8 +20,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
+import torch
+from PIL import Image, ImageDraw
 
+from dreamlab.estimates import Estimate, estimate_mean
 from dreamlab.runs import RunDirectory
 
 HERE = Path(__file__).parent
@@ -63,8 +66,13 @@ def rows(cells: list[Cell], out: Path) -> list[dict[str, str | float]]:
         about = dict(zip(("subject", "seed", "lr", "prior"), cell, strict=True))
         for row in run.evaluations.rows() if run.path.is_dir() and run.status().get("state") == "finished" else []:
             numbers = {**probes.get(row["update"], {}), **row}
-            found.append({**about, "update": row["update"], **{key: numbers.get(key, "") for key in METRICS}})
+            found.append({**about, "update": row["update"], **{key: round(numbers[key], 4) for key in METRICS}})
     return found
+
+
+def mean(values: list[float]) -> Estimate:
+    """Of runs, with the bootstrap's 95% interval, which takes runs as independent."""
+    return estimate_mean(torch.tensor(values))
 
 
 def draw(found: list[dict[str, str | float]], path: Path) -> None:
@@ -75,10 +83,9 @@ def draw(found: list[dict[str, str | float]], path: Path) -> None:
         for lr in RATES:
             chosen = [row for row in found if (row["lr"], row["prior"]) == (lr, prior) and row[key] != ""]
             updates = sorted({int(row["update"]) for row in chosen})
-            values = [[float(row[key]) for row in chosen if row["update"] == update] for update in updates]
-            if updates:
-                panel.plot(updates, [np.mean(some) for some in values], label=f"lr {lr}")
-                panel.fill_between(updates, [min(some) for some in values], [max(some) for some in values], alpha=0.15)
+            means = [mean([float(row[key]) for row in chosen if row["update"] == update]) for update in updates]
+            panel.plot(updates, [one.value for one in means], label=f"lr {lr}")
+            panel.fill_between(updates, [one.low or 0 for one in means], [one.high or 0 for one in means], alpha=0.2)
         panel.set_title(f"prior weight {prior}" if line == 0 else "", fontsize=9)
         panel.set_ylabel(title if column == 0 else "", fontsize=8)
         panel.tick_params(labelsize=7)
@@ -86,6 +93,42 @@ def draw(found: list[dict[str, str | float]], path: Path) -> None:
     panels[-1][1].set_xlabel("update")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
+
+
+def draw_samples(out: Path, path: Path) -> None:
+    """The last update of seed 1: for each subject a photo of it, a far context, and its class; the untouched on top."""
+    picks = {"near": "0000", "far": "0008", "class": "0024"}
+    rows = [("5e-5", "1", 0), *((lr, prior, 200) for lr in ("1.5e-5", "5e-5", "5e-4") for prior in ("1", "0"))]
+    columns = list(itertools.product(SUBJECTS, picks))
+    sheet = Image.new("RGB", (110 + 90 * len(columns), 30 + 92 * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, (subject, kind) in enumerate(columns):
+        pen.text((110 + 90 * x, 4), f"{subject}\n{kind}", fill="black")
+        for y, (lr, prior, update) in enumerate(rows):
+            pen.text((4, 60 + 92 * y), f"lr {lr}\nprior {prior}" if update else "untouched", fill="black")
+            shots = folder((subject, 1, lr, prior), out) / "eval" / f"update-{update:06d}"
+            sheet.paste(Image.open(shots / f"{picks[kind]}.png").resize((88, 88)), (110 + 90 * x, 30 + 92 * y))
+    sheet.save(path, quality=85)
+
+
+def tell(found: list[dict[str, str | float]], update: int = 200) -> None:
+    """Markdown: the mean of each cell at an update, and prior 1 minus prior 0 over runs that differ in nothing else."""
+
+    def cell(key: str, lr: str, prior: str) -> dict[tuple[str, int], float]:
+        chosen = [row for row in found if (row["lr"], row["prior"], row["update"]) == (lr, prior, update)]
+        return {(str(row["subject"]), int(row["seed"])): float(row[key]) for row in chosen}
+
+    print(f"| lr | prior | {' | '.join(METRICS.values())} |\n|{'---|' * (len(METRICS) + 2)}")
+    for lr in RATES:
+        for prior in PRIORS:
+            means = [f"{mean(list(cell(key, lr, prior).values())).value:.2f}" for key in METRICS]
+            print(f"| {lr} | {prior} | {' | '.join(means)} |")
+        told = []
+        for key in METRICS:
+            with_prior, without = cell(key, lr, "1"), cell(key, lr, "0")
+            apart = mean([with_prior[pair] - without[pair] for pair in with_prior.keys() & without.keys()])
+            told.append(f"{apart.value:+.2f} ({apart.low or 0:+.2f} to {apart.high or 0:+.2f})")
+        print(f"| {lr} | 1 - 0 | {' | '.join(told)} |")
 
 
 def main() -> None:
@@ -107,6 +150,8 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(found)
     draw(found, HERE / "curves.png")
+    draw_samples(args.work, HERE / "samples.jpg")
+    tell(found)
 
 
 if __name__ == "__main__":
