@@ -163,3 +163,16 @@ def test_only_a_search_wants_results() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     assert not are_wanted(OmegaConf.create({"sweeper": composed("+sweep=token")["sweeper"]}))
     assert are_wanted(OmegaConf.create({"sweeper": composed("+sweep=optuna")["sweeper"]}))
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_a_front_of_settings(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    measured = ("eval=quick", "eval.far=0", "eval.unrelated=0", "eval.class_images=1", "eval.moments=1")
+    cheap = ("eval.probes=0", "eval.steps=2", "prompts=[]", "steps=1,2", "hydra.sweeper.n_trials=2")
+    code, runs, said = sweep(tmp_path / "search", "+sweep=optuna", *tiny, *measured, *cheap)
+    assert code == 0, said
+    told = OmegaConf.load(tmp_path / "search" / "sweep" / "optimization_results.yaml")
+    values = [[round(value, 6) for value in solution["values"]] for solution in told["solutions"]]
+    found = [[round(value, 6) for value in objectives(run)] for run in runs.values()]
+    assert values and all(value in found for value in values)
