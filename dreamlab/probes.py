@@ -8,7 +8,7 @@ Two questions, each asked of the same pictures, timesteps and noise at every mom
 The first of training photos falls as they are learnt; of held-out photos of the subject it falls as the subject is
 learnt, and rises again where the photos are memorised; of class images outside the prior set it tells class drift. The
 second is asked with the class prompt, unrelated prompts and no prompt. No random state is touched, so training is the
-same bit for bit with and without. Called by train.py; the grid is built by feed.py.
+same bit for bit with and without. Called by train.py; the pictures come from measuring.py.
 """
 
 from collections.abc import Callable, Sequence

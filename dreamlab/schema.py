@@ -141,7 +141,7 @@ class Eval:
     batch_size: int = 8  # images sampled at a time
     dino: str = "dino"
     clip: str = "clip"
-    probes: int = 6  # times that the denoising loss is probed, evenly spaced; 0: never
+    probes: int = 4  # times that the denoising loss is probed, evenly spaced; 0: never
 
 
 @dataclass
