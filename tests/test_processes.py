@@ -1,6 +1,7 @@
 """Two processes that share every update learn what one process learns from the same global batch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import Settings, start_command, weights_of
 
 from dreamlab.checks import check
 from dreamlab.errors import UserError
+from dreamlab.processes import SharedOutPrecision, total_norm
 from dreamlab.runs import RunDirectory
 
 SGD = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay", "~optimizer.eps")
@@ -55,3 +57,36 @@ def test_what_several_devices_cannot_do_is_refused(settings: Settings) -> None:
         check(settings("trainer.devices=2", "trainer.strategy=fsdp"))
     with pytest.raises(UserError, match="sample, measure or average"):
         check(settings("trainer.devices=2", "trainer.strategy=fsdp", "ema=0.9"))
+
+
+def clip(rank: int, meeting_point: str, results: Any) -> None:
+    """What one of two processes does, which holds 3 or 4 of a gradient (3, 4)."""
+    torch.distributed.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=2)
+    weight, empty = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(0))
+    weight.grad = torch.tensor([3.0 + rank])
+    norm = total_norm([weight, empty], are_shares=True).item()
+    SharedOutPrecision("fp32").clip_grad_by_norm(torch.optim.SGD([weight, empty], lr=1), 1.0)
+    results[rank] = (norm, weight.grad.item())
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_in_shares_are_clipped_by_the_norm_of_the_whole(tmp_path: Path) -> None:
+    with torch.multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(clip, (str(tmp_path / "meet"), results), nprocs=2)
+        assert results[0] == pytest.approx((5, 3 / 5)) and results[1] == pytest.approx((5, 4 / 5))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert total_norm([weight], are_shares=False).item() == 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_weights_in_shares_learn_what_one_process_learns(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    one = trained(tiny, tmp_path, "one", "batch_size=2", "prompts=[]")
+    two = trained(tiny, tmp_path, "two", "trainer.devices=2", "trainer.strategy=fsdp", "batch_size=1", "prompts=[]")
+    expected, found = weights_of(one), weights_of(two)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=0)
+    norms = [[row["train/grad_norm"] for row in run.read_metrics()] for run in (one, two)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
