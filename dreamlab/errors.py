@@ -16,6 +16,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 
+EXTRAS = {  # what sweeps run with, and the part of the package that brings it
+    "joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray", "optuna": "optuna",
+}  # fmt: skip
+
+
 class UserError(Exception):
     """Something the person who typed the command can mend; the message is a sentence with the remedy."""
 
@@ -40,6 +45,8 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group in ("hydra/launcher", "hydra/sweeper") and choice in EXTRAS:
+            return f"{group}={choice} is not installed. Get it with pip install 'dreamlab[{EXTRAS[choice]}]'."
         return f"There is no {group or 'config'} called {choice!r}.{did_you_mean(choice, error.options or ())}"
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quotes around a value with spaces or brackets."

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import Settings, TrainRun, are_identical, start_command, weights_of
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from dreamlab import devices
 from dreamlab.config import conf_dir
-from dreamlab.errors import UserError
+from dreamlab.errors import UserError, explained
 from dreamlab.objectives import are_wanted, objectives
 from dreamlab.runs import RunDirectory
 
@@ -157,6 +158,12 @@ def test_a_search_sees_what_a_real_run_measured(train_run: TrainRun) -> None:
 def test_a_search_without_evaluation_says_what_to_set(train_run: TrainRun) -> None:
     with pytest.raises(UserError, match="eval=quick"):
         objectives(train_run("steps=1", "prompts=[]"))
+
+
+def test_a_launcher_that_is_not_installed_is_told_with_what_brings_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), explained():
+        raise MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic"])  # as Hydra does then
+    assert "pip install 'dreamlab[submitit]'" in capsys.readouterr().err
 
 
 def test_only_a_search_wants_results() -> None:
