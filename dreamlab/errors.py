@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-
 EXTRAS = {  # what sweeps run with, and the part of the package that brings it
     "joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray", "optuna": "optuna",
 }  # fmt: skip
