@@ -32,7 +32,8 @@ def composed(*overrides: str) -> Train:
 
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_every_yaml_composes_into_the_schema(path: Path) -> None:
-    config = composed(f"{path.parent}={path.stem}")
+    appended = "+" if path.parent == Path("sweep") else ""  # no default to replace
+    config = composed(f"{appended}{path.parent}={path.stem}")
     assert config.lr > 0 and config.steps >= 1 and config.prompts
     assert config.optimizer["_target_"]
 
