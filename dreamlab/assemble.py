@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import callbacks, checkpoints, loggers, precision, processes, snapshots
+from dreamlab import callbacks, checkpoints, loggers, precision, processes, shares, snapshots
 from dreamlab.adapters import adapt
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
@@ -174,7 +174,7 @@ def trainer(
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[
-            processes.SharedOutPrecision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
+            shares.SharedOutPrecision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
         ],
         logger=logger or False, callbacks=watching, default_root_dir=run.path, enable_checkpointing=False,
         enable_progress_bar=False,

@@ -21,8 +21,8 @@ from dreamlab.diffusion import add_noise, min_snr_weights, target
 from dreamlab.loss import Losses, dreambooth_loss
 from dreamlab.models import Family
 from dreamlab.optim import parameter_groups
-from dreamlab.processes import total_norm
 from dreamlab.randomness import Use, normal, timesteps
+from dreamlab.shares import total_norm
 
 
 @dataclass(frozen=True)

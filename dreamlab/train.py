@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, explained
-from dreamlab.objectives import are_wanted, objectives
 from dreamlab.quiet import quiet_libraries
 from dreamlab.schema import Train
 
@@ -156,8 +155,11 @@ def _command(raw: DictConfig) -> "tuple[float, float] | None":
 
             write_page(run)
             summarise(run)
-        if in_sweep and are_wanted(HydraConfig.get()):
-            return objectives(run)
+        if in_sweep:
+            from dreamlab.objectives import are_wanted, objectives
+
+            if are_wanted(HydraConfig.get()):
+                return objectives(run)
     return None
 
 

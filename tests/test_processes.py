@@ -9,8 +9,8 @@ from conftest import Settings, start_command, weights_of
 
 from dreamlab.checks import check
 from dreamlab.errors import UserError
-from dreamlab.processes import SharedOutPrecision, total_norm
 from dreamlab.runs import RunDirectory
+from dreamlab.shares import SharedOutPrecision, total_norm
 
 SGD = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay", "~optimizer.eps")
 

@@ -1,0 +1,37 @@
+"""Gradients of which each process holds a share (FSDP): their norm, and clipping by it.
+
+Lightning's own FSDP plugin refuses to clip by norm. Called by module.py, which logs the norm, and assemble.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.precision import FSDPPrecision
+from torch import Tensor
+
+SHARDED_PRECISION: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def total_norm(weights: Sequence[Tensor], are_shares: bool) -> Tensor:
+    """The norm of all gradients together, a scalar; of every process's share where that is what `weights` are."""
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    if not are_shares:
+        return norm
+    squared = norm.to(weights[0].device).square()
+    torch.distributed.all_reduce(squared)
+    return squared.sqrt()
+
+
+class SharedOutPrecision(FSDPPrecision):
+    """Lightning's precision for shares of weights, which plain autocast and scaler don't know, with clipping."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(SHARDED_PRECISION[name])
+
+    def clip_grad_by_norm(self, optimizer: Any, clip_val: float, *_: Any, **__: Any) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        factor = (clip_val / (total_norm(weights, are_shares=True) + 1e-6)).clamp(max=1)  # as torch's own clipping
+        for weight in weights:
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
