@@ -13,20 +13,23 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import callbacks, checkpoints, loggers, precision, processes, shares, snapshots
+from dreamlab import callbacks, checkpoints, loggers, precision, processes, shares
 from dreamlab.adapters import adapt
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
 from dreamlab.config import build
+from dreamlab.drawn import Drawn
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
 from dreamlab.prior import fingerprint
-from dreamlab.resume import Start, settings_that_matter
+from dreamlab.resume import settings_that_matter
+from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
 from dreamlab.schedules import make_schedule
 from dreamlab.schema import Train
+from dreamlab.snapshots import base_of
 from dreamlab.subject import Subject
 
 
@@ -66,14 +69,14 @@ def base_model(config: Train) -> Family:
 
 
 def samples(
-    config: Train, subject: Subject, run: RunDirectory, model: Family, averaged: Average | None
+    config: Train, subject: Subject, log: RunLog, model: Family, averaged: Average | None, drawn: Drawn
 ) -> callbacks.Samples:
     """The sample prompts and seeds, bound to this model, or to the average of its weights."""
     chosen, side = config.sampling, config.resolution
     sampler = Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
     seeds = [chosen.seed + k for k in range(chosen.images_per_prompt)]
-    draws = drawing(config, model, averaged, sampler, chosen.batch_size)
-    return callbacks.Samples(run, subject.sample_prompts, seeds, config.sample_every, draws)
+    draws = drawn.through(sampler, drawing(config, model, averaged, sampler, chosen.batch_size))
+    return callbacks.Samples(log, subject.sample_prompts, seeds, config.sample_every, draws)
 
 
 def drawing(
@@ -136,37 +139,39 @@ def average(config: Train, module: DreamBooth) -> Average | None:
     return Average(module.trained, config.ema) if config.ema is not None else None
 
 
-def kept(config: Train, subject: Subject, run: RunDirectory, start: Start, averaged: Average | None) -> list[Callback]:
-    """Snapshots, where they are wanted, and resume states: in this order, so that no state outruns its snapshot."""
-    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
-    states = checkpoints.ResumeState(run, every, config.keep_states, settings, start.signature)
-    every_n, evaluated = config.snapshot_every, evaluated_updates(config.eval, config.steps) - {config.steps}
-    if every_n is None and not evaluated:
-        return [states]
+def snapshots(config: Train, subject: Subject, log: RunLog, averaged: Average | None) -> checkpoints.Snapshots | None:
+    """Small copies of the weights: at intervals where asked for, else at the moments that a verdict can choose."""
+    every, evaluated = config.snapshot_every, evaluated_updates(config.eval, config.steps) - {config.steps}
+    if every is None and not evaluated:
+        return None
 
     def is_due(update: int) -> bool:
-        """Where it was asked for, and at the last update then; else at the moments that a verdict can choose."""
-        return (update % every_n == 0 or update == config.steps) if every_n else update in evaluated
+        return (update % every == 0 or update == config.steps) if every else update in evaluated
 
-    about = {"instance_prompt": subject.instance_prompt, "base": snapshots.base_of(config.model)}
+    about = {"instance_prompt": subject.instance_prompt, "base": base_of(config.model)}
     weights = averaged.weights if averaged else checkpoints.learnt
-    return [checkpoints.Snapshots(run, is_due, config.keep_snapshots, about, weights), states]
+    return checkpoints.Snapshots(log, is_due, config.keep_snapshots, about, weights)
 
 
 def trainer(
-    config: Train, subject: Subject, run: RunDirectory, start: Start, beside: Sequence[Callback], logger: Logger | None,
-    averaged: Average | None = None,
+    config: Train, subject: Subject, logs: Sequence[RunLog], beside: Sequence[Callback],
+    averaged: Average | None = None, after: Sequence[Callback] = (),
 ) -> Trainer:  # fmt: skip
-    """Lightning's trainer with our callbacks; it counts updates, not micro-batches, in `max_steps`."""
+    """Lightning's trainer with our callbacks; it counts updates, not micro-batches, in `max_steps`.
+
+    `config` is that of the longest of the runs in `logs`. `beside` look on before a resume state is kept, `after`
+    when it is.
+    """
     device = pick_device(config.device)
     is_shared_out = processes.is_shared_out(config.trainer.devices, config.trainer.strategy)
     chosen = precision.plugin(config.precision, device, config.seed)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
+    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
-        callbacks.Metrics(run, per_update), callbacks.TrainingProgress(config.steps), *beside,
-        *kept(config, subject, run, start, averaged), callbacks.StopCleanly(),
+        callbacks.Metrics(logs, per_update), callbacks.TrainingProgress(config.steps), *beside,
+        checkpoints.ResumeState(logs, every, config.keep_states, settings), *after, callbacks.StopCleanly(),
     ]  # fmt: skip
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=devices,
@@ -176,7 +181,6 @@ def trainer(
         plugins=[
             shares.SharedOutPrecision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
         ],
-        logger=logger or False, callbacks=watching, default_root_dir=run.path, enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        logger=False, callbacks=watching, default_root_dir=logs[0].run.path, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip

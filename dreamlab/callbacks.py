@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from dreamlab.loggers import log_images
@@ -26,7 +25,7 @@ from dreamlab.loss import masked_mean
 from dreamlab.pictures import save_png
 from dreamlab.precision import scaler_metrics
 from dreamlab.progress import progress
-from dreamlab.runs import RunDirectory
+from dreamlab.runlog import RunLog
 
 
 def peak_gib(device: torch.device) -> float:
@@ -78,10 +77,10 @@ class TrainingProgress(Updates):
 
 
 class Metrics(Updates):
-    """One line of metrics.jsonl per update, and the same numbers to the logger."""
+    """One line of metrics.jsonl per update, and the same numbers to the logger, of every run that isn't over."""
 
-    def __init__(self, run: RunDirectory, images_per_update: int) -> None:
-        self.run, self.images_per_update = run, images_per_update
+    def __init__(self, logs: Sequence[RunLog], images_per_update: int) -> None:
+        self.logs, self.images_per_update = logs, images_per_update
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,9 +107,11 @@ class Metrics(Updates):
         module.record = row
         if not trainer.is_global_zero:
             return
-        self.run.append_metrics({"update": update, **row})
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(row, step=update)
+        for log in self.logs:
+            if update <= log.steps:
+                log.run.append_metrics({"update": update, **row})
+                if log.logger is not None:
+                    log.logger.log_metrics(row, step=update)
 
 
 def mean_losses(
@@ -137,14 +138,13 @@ class Samples(Updates):
     """Draws the sample prompts at intervals (and when train.py asks: before and after), always from the same seeds."""
 
     def __init__(
-        self, run: RunDirectory, prompts: Sequence[str], seeds: Sequence[int], every: int | None,
-        draw: Draw,
-    ) -> None:  # fmt: skip
-        self.run, self.prompts, self.seeds, self.every, self.draw = run, prompts, seeds, every, draw
+        self, log: RunLog, prompts: Sequence[str], seeds: Sequence[int], every: int | None, draw: Draw
+    ) -> None:
+        self.runlog, self.prompts, self.seeds, self.every, self.draw = log, prompts, seeds, every, draw
 
     def folder(self, update: int) -> Path:
         """Where the samples of an update lie."""
-        return self.run.samples / f"update-{update:06d}"
+        return self.runlog.run.samples / f"update-{update:06d}"
 
     def paths(self, update: int) -> list[Path]:
         """The files of an update's samples, in the order of prompts and seeds."""
@@ -155,23 +155,24 @@ class Samples(Updates):
         return all(path.is_file() for path in self.paths(update))
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        if self.every and update % self.every == 0 and update < trainer.max_steps and trainer.is_global_zero:
-            self.take(trainer.logger, update)
+        if self.every and update % self.every == 0 and update < self.runlog.steps and trainer.is_global_zero:
+            self.take(update)
 
-    def take(self, logger: Logger | None, update: int) -> None:
+    def take(self, update: int) -> None:
         """Draw and keep every prompt x seed of one moment."""
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
-        images: list[Image] = []
+        images: dict[int, Image] = {}
         with progress(f"samples @ {update}", len(pairs)) as advance:
 
             def keep(index: int, image: Image) -> None:
-                images.append(image)
+                images[index] = image
                 prompt, seed = pairs[index]
                 save_png(image, self.paths(update)[index], {"prompt": prompt, "seed": seed, "update": update})
                 advance()
 
             self.draw([prompt for prompt, _ in pairs], [seed for _, seed in pairs], keep)
-        log_images(logger, images, [f"{prompt} | seed {seed}" for prompt, seed in pairs], update)
+        shown = [images[index] for index in range(len(pairs))]
+        log_images(self.runlog.logger, shown, [f"{prompt} | seed {seed}" for prompt, seed in pairs], update)
 
 
 class StopCleanly(Updates):

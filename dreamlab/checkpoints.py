@@ -5,7 +5,7 @@ in float32, beside optimizer, schedule, scaler and callbacks; what a snapshot is
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from dreamlab.runs import RunDirectory, numbered, update_of
+from dreamlab.runlog import RunLog
+from dreamlab.runs import numbered, update_of
 from dreamlab.snapshots import write_snapshot
-from dreamlab.whole import discard, written_whole
+from dreamlab.whole import discard, link_whole, written_whole
 
 
 def learning(module: Any) -> set[str]:
@@ -41,8 +42,8 @@ class StateFiles(TorchCheckpointIO):
 class _Kept(Callback):
     """Calls `keep(trainer, module, update)` where `is_due(update)` and where training ends, by itself or by Ctrl-C."""
 
-    def __init__(self, run: RunDirectory, is_due: Callable[[int], bool]) -> None:
-        self.run, self.is_due = run, is_due
+    def __init__(self, is_due: Callable[[int], bool]) -> None:
+        self.is_due = is_due
         self._kept = 0
 
     def is_there(self, update: int) -> bool:
@@ -70,11 +71,16 @@ class _Kept(Callback):
 
 
 class ResumeState(_Kept):
-    """Keeps resume/update-000400.ckpt, the newest `count` of them."""
+    """Keeps resume/update-000400.ckpt, the newest `count` of them, every `every` updates and where a run ends.
 
-    def __init__(self, run: RunDirectory, every: int, count: int, settings: dict[str, Any], signature: str) -> None:
-        super().__init__(run, lambda update: update % every == 0)
-        self.count, self.settings, self.signature = count, settings, signature
+    Of several runs of one training the longest has the file, and the others that aren't over have links to it.
+    """
+
+    def __init__(self, logs: Sequence[RunLog], every: int, count: int, settings: dict[str, Any]) -> None:
+        ends = {log.steps for log in logs}
+        super().__init__(lambda update: update % every == 0 or update in ends)
+        self.logs = sorted(logs, key=lambda log: log.steps, reverse=True)
+        self.count, self.settings = count, settings
         self._frozen: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -96,16 +102,24 @@ class ResumeState(_Kept):
             del checkpoint["state_dict"][name]
 
     def is_there(self, update: int) -> bool:
-        return self.run.state(update).is_file()
+        return self.logs[0].run.state(update).is_file()
 
     def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
         """Write the state, say so in status.json, and drop what is too old or, after a broken one, too new."""
-        trainer.save_checkpoint(self.run.state(update))  # every process takes part, and the first one writes
+        written = self.logs[0].run.state(update)
+        trainer.save_checkpoint(written)  # every process takes part, and the first one writes
         if not trainer.is_global_zero:
             return
-        self.run.set_status("running", update=update, signature=self.signature, pid=os.getpid())
-        reached = [state for state in self.run.states() if update_of(state) <= update]
-        for state in {*self.run.states()} - {*reached[: self.count]}:
+        for log in self.logs:
+            if log.steps >= update:
+                if log is not self.logs[0]:
+                    link_whole(written, log.run.state(update))
+                self._say(log, update)
+
+    def _say(self, log: RunLog, update: int) -> None:
+        log.run.set_status("running", update=update, signature=log.signature, pid=os.getpid())
+        reached = [state for state in log.run.states() if update_of(state) <= update]
+        for state in {*log.run.states()} - {*reached[: self.count]}:
             discard(state)
 
 
@@ -113,10 +127,11 @@ class Snapshots(_Kept):
     """Keeps snapshots/update-000400, the newest `count` of them or all; `weights` are what they are made of."""
 
     def __init__(
-        self, run: RunDirectory, is_due: Callable[[int], bool], count: int | None, about: Mapping[str, Any],
+        self, log: RunLog, is_due: Callable[[int], bool], count: int | None, about: Mapping[str, Any],
         weights: Callable[[Any], Mapping[str, Tensor]] = learnt,
     ) -> None:  # fmt: skip
-        super().__init__(run, is_due)
+        super().__init__(lambda update: update <= log.steps and is_due(update))
+        self.run, self.steps = log.run, log.steps
         self.count, self.about, self.weights = count, about, weights
         self._learning: set[str] = set()
 
@@ -125,7 +140,7 @@ class Snapshots(_Kept):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last update has one if it is due; where Ctrl-C ends training is no place for one."""
-        if trainer.global_step == trainer.max_steps and self.is_due(trainer.global_step):
+        if trainer.global_step == self.steps and self.is_due(trainer.global_step):
             super().on_train_end(trainer, pl_module)
 
     def is_there(self, update: int) -> bool:

@@ -11,13 +11,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dreamlab.errors import UserError
+from dreamlab.progress import console
 from dreamlab.runs import RunDirectory
 from dreamlab.whole import is_temporary, sweep
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[RunDirectory]:
-    """The run directory at `path`, held for this process; UserError where another holds it or it holds no run."""
+def claimed(path: Path, waits: bool = False) -> Iterator[RunDirectory]:
+    """The run directory at `path`, held for this process; UserError where another holds it or it holds no run.
+
+    With `waits`, until the other process is done with it.
+    """
     run = RunDirectory(path)
     _refuse_foreign(run)
     path.mkdir(parents=True, exist_ok=True)
@@ -26,7 +30,11 @@ def claimed(path: Path) -> Iterator[RunDirectory]:
         lock.acquire(timeout=0)
     except Timeout:
         pid = run.status().get("pid", "another one")
-        raise UserError(f"{path} is being trained by process {pid}. Wait for it, or choose name=...") from None
+        if not waits:
+            raise UserError(f"{path} is being trained by process {pid}. Wait for it, or choose name=...") from None
+        console.print(f"{path} is being trained by process {pid}: waiting for it.", markup=False)
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     try:
         sweep(path)
         yield run

@@ -71,8 +71,10 @@ def _tuned(settings: Evaluate, run: "RunDirectory | None", steps: int) -> Iterat
 def evaluate(settings: Evaluate) -> "RunDirectory":
     """Measure what `settings` name; returns the run directory that holds the numbers."""
     from dreamlab import assemble, measuring, verdict
+    from dreamlab.drawn import Drawn
     from dreamlab.models import load
     from dreamlab.page import write_page
+    from dreamlab.runlog import RunLog
     from dreamlab.runs import run_of, write_json
     from dreamlab.subject import read_subject
 
@@ -86,13 +88,13 @@ def evaluate(settings: Evaluate) -> "RunDirectory":
     status = run.status()
     tuned = list(_tuned(settings, known, int(status.get("update", config.steps))))
     base = assemble.base_model(config)
-    moments = measuring.moments(config, subject, run, base, judge, None)
+    moments = measuring.moments(config, subject, RunLog(run, config.steps), base, judge, None, Drawn())
     run.evaluations.rewind(-1)
-    moments.keep(None, 0, moments.base)
+    moments.keep(0, moments.base)
     for update, source in tuned:
         model: Family = load(config.model.family, source, config=config.model.config, options=base.options)
         moments.draw = measuring.drawing(config, model, None)
-        moments.take(None, update)
+        moments.take(update)
     told = verdict.judge(run.evaluations.rows(), run.probes.rows())
     write_json(run.verdict, told.as_json())
     print(told.sentence)

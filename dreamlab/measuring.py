@@ -3,15 +3,17 @@
 Called by train.py beside assemble.py and feed.py; nothing here changes what is trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from dreamlab import assemble, precision
+from dreamlab import assemble, encoders, precision
 from dreamlab.average import Average
 from dreamlab.callbacks import Draw
+from dreamlab.drawn import Drawn
+from dreamlab.encoders import Encoder
 from dreamlab.errors import UserError
 from dreamlab.evaluation import Judge
 from dreamlab.feed import prior_sampler
@@ -22,6 +24,7 @@ from dreamlab.photos import Region, crop, read_photo
 from dreamlab.prior import class_images, reference_images
 from dreamlab.probes import Grid, Probe, Probes
 from dreamlab.prompt_sets import find_set
+from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory, cache_dir
 from dreamlab.sample import Sampler
 from dreamlab.schema import Train
@@ -30,13 +33,15 @@ from dreamlab.subject import Subject, loading_of
 PICTURES = 2  # of each kind in the grid of probes
 
 
-def judge(config: Train, subject: Subject, run: RunDirectory) -> Judge | None:
+def judge(
+    config: Train, subject: Subject, run: RunDirectory, load: Callable[[str], Encoder] = encoders.load
+) -> Judge | None:
     """Encoders and photos; None where nothing is evaluated. UserError where an encoder is not to be had."""
     if not config.eval.moments and not config.eval.at:
         return None
     loading = loading_of(config.data)
     try:
-        return make_judge(config.eval, subject.concepts, config.resolution, loading, run)
+        return make_judge(config.eval, subject.concepts, config.resolution, loading, run, load)
     except UserError as error:
         raise UserError(
             f"{error} Name other encoders by eval.dino= and eval.clip=, or measure nothing: eval=none."
@@ -44,7 +49,7 @@ def judge(config: Train, subject: Subject, run: RunDirectory) -> Judge | None:
 
 
 def moments(
-    config: Train, subject: Subject, run: RunDirectory, model: Family, judge: Judge, averaged: Average | None
+    config: Train, subject: Subject, log: RunLog, model: Family, judge: Judge, averaged: Average | None, drawn: Drawn
 ) -> Moments:
     """The evaluation's shots, bound to this model, which must be untouched now, or later to its average."""
     chosen, shots = config.eval, plan(config.eval, subject.concepts)
@@ -54,7 +59,8 @@ def moments(
     )  # fmt: skip
     base = [Image.open(path).convert("RGB") for path in paths]
     updates = evaluated_updates(chosen, config.steps)
-    return Moments(run, shots, judge, drawing(config, model, averaged), base, updates, config.early_stop)
+    draws = drawn.through(_eval_sampler(config), drawing(config, model, averaged))
+    return Moments(log, shots, judge, draws, base, updates, config.early_stop)
 
 
 def _eval_sampler(config: Train) -> Sampler:
@@ -67,7 +73,7 @@ def drawing(config: Train, model: Family, averaged: Average | None) -> Draw:
     return assemble.drawing(config, model, averaged, _eval_sampler(config), config.eval.batch_size)
 
 
-def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBooth) -> Probes | None:
+def probes(config: Train, subject: Subject, log: RunLog, module: DreamBooth) -> Probes | None:
     """The grid of probes with what the untouched model says; None where none are asked for."""
     if not config.eval.probes:
         return None
@@ -99,7 +105,7 @@ def probes(config: Train, subject: Subject, run: RunDirectory, module: DreamBoot
         model, made, lambda ids: module.text(ids, 0), device, lambda: precision.autocast(config.precision, device)
     )
     grid.remember()
-    return Probes(run, grid, spaced(config.steps, config.eval.probes))
+    return Probes(log, grid, spaced(config.steps, config.eval.probes))
 
 
 def _outside_the_prior(config: Train, subject: Subject, model: Family) -> list[Path]:

@@ -4,17 +4,17 @@ Moment 0 is the untouched model, whose pictures are shared by all runs that ask 
 training and after it, and by evaluate.py for finished runs and other people's models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger
 
 from dreamlab import encoders, prompts
 from dreamlab.callbacks import Draw, Updates
+from dreamlab.encoders import Encoder
 from dreamlab.evaluation import Judge, Photos, Shot
 from dreamlab.loggers import log_images, log_shots
 from dreamlab.photos import Loading, Region, crop, read_photo
@@ -22,6 +22,7 @@ from dreamlab.pictures import save_png
 from dreamlab.progress import progress
 from dreamlab.prompt_sets import find_set
 from dreamlab.quiet import quiet_imported_libraries
+from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory, write_json
 from dreamlab.schema import Eval
 from dreamlab.subject import Concept
@@ -75,8 +76,9 @@ def _spread(templates: Sequence[str], count: int | None) -> Sequence[str]:
 
 
 def make_judge(
-    settings: Eval, concepts: Sequence[Concept], resolution: int, loading: Loading, run: RunDirectory
-) -> Judge:
+    settings: Eval, concepts: Sequence[Concept], resolution: int, loading: Loading, run: RunDirectory,
+    load: Callable[[str], Encoder] = encoders.load,
+) -> Judge:  # fmt: skip
     """Encoders and the subject's photos, cut as samples are, which are kept in the run's folder for its page."""
 
     def seen(paths: Sequence[Path]) -> list[Image.Image]:
@@ -93,17 +95,18 @@ def make_judge(
                 name = f"{number}-{infix}{place:04d}.png"
                 save_png(image, run.evaluated / "photos" / name, {"photo": photo.path.name})
     quiet_imported_libraries()
-    return Judge(encoders.load(settings.dino), encoders.load(settings.clip), photos)
+    return Judge(load(settings.dino), load(settings.clip), photos)
 
 
 class Moments(Updates):
     """Draws, scores and keeps the plan's shots at given updates; `base` are the untouched model's pictures of them."""
 
     def __init__(
-        self, run: RunDirectory, plan: Plan, judge: Judge, draw: Draw, base: Sequence[Image.Image],
+        self, log: RunLog, plan: Plan, judge: Judge, draw: Draw, base: Sequence[Image.Image],
         updates: set[int], early_stop: str = "none",
     ) -> None:  # fmt: skip
-        self.run, self.plan, self.judge, self.draw, self.base, self.updates = run, plan, judge, draw, base, updates
+        self.runlog, self.plan, self.judge, self.draw, self.base, self.updates = log, plan, judge, draw, base, updates
+        self.run = log.run
         self.early_stop = early_stop
         self.stopped_by: str | None = None  # why training was ended early
 
@@ -112,14 +115,14 @@ class Moments(Updates):
         return any(row["update"] == update for row in self.run.evaluations.rows())
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        if update in self.updates and update < trainer.max_steps and trainer.is_global_zero:
-            self.take(trainer.logger, update)
+        if update in self.updates and update < self.runlog.steps and trainer.is_global_zero:
+            self.take(update)
             self.stopped_by = should_stop(
                 list(joined(self.run.evaluations.rows(), self.run.probes.rows()).values()), self.early_stop
             )
             trainer.should_stop = trainer.should_stop or self.stopped_by is not None
 
-    def take(self, logger: Logger | None, update: int) -> None:
+    def take(self, update: int) -> None:
         """Draw the shots and keep what they score."""
         images: dict[int, Image.Image] = {}
         with progress(f"evaluation @ {update}", len(self.plan.shots)) as advance:
@@ -129,9 +132,9 @@ class Moments(Updates):
                 advance()
 
             self.draw(self.plan.prompts, self.plan.seeds, keep)
-        self.keep(logger, update, [images[index] for index in range(len(images))])
+        self.keep(update, [images[index] for index in range(len(images))])
 
-    def keep(self, logger: Logger | None, update: int, images: Sequence[Image.Image]) -> None:
+    def keep(self, update: int, images: Sequence[Image.Image]) -> None:
         """Score the pictures of one moment; write and log pictures, scores and numbers."""
         scores = self.judge.score(self.plan.shots, images, self.base)
         folder = self.run.evaluated / f"update-{update:06d}"
@@ -140,6 +143,7 @@ class Moments(Updates):
             save_png(image, folder / row["file"], {"prompt": row["prompt"], "seed": row["seed"], "update": update})
         write_json(folder / "scores.json", {"update": update, "recipe": self.judge.recipe(), "shots": scores.shots})
         self.run.evaluations.append({"update": update, **scores.numbers})
+        logger = self.runlog.logger
         if logger is not None:
             logger.log_metrics(scores.numbers, step=update)
             log_images(logger, images, [caption(row) for row in scores.shots], update, "evaluation")

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from dreamlab.callbacks import Updates
@@ -26,7 +25,7 @@ from dreamlab.diffusion import add_noise, target
 from dreamlab.loss import per_sample_error
 from dreamlab.models import Family, evaluating
 from dreamlab.randomness import Use, generator
-from dreamlab.runs import RunDirectory
+from dreamlab.runlog import RunLog
 
 QUARTERS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of the noise schedule: the middle of each
 SEED = 0  # not the run's: probes are comparable between runs
@@ -124,16 +123,16 @@ class Grid:
 class Probes(Updates):
     """Asks the grid at given updates; one line of probes.jsonl each."""
 
-    def __init__(self, run: RunDirectory, grid: Grid, updates: set[int]) -> None:
-        self.run, self.grid, self.updates = run, grid, updates
+    def __init__(self, log: RunLog, grid: Grid, updates: set[int]) -> None:
+        self.runlog, self.grid, self.updates = log, grid, updates
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         if trainer.is_global_zero and update in self.updates:
-            self.take(trainer.logger, update)
+            self.take(update)
 
-    def take(self, logger: Logger | None, update: int) -> None:
+    def take(self, update: int) -> None:
         """Ask, write and log."""
         row = self.grid.ask() if update else self.grid.untouched()
-        self.run.probes.append({"update": update, **row})
-        if logger is not None:
-            logger.log_metrics(row, step=update)
+        self.runlog.run.probes.append({"update": update, **row})
+        if self.runlog.logger is not None:
+            self.runlog.logger.log_metrics(row, step=update)

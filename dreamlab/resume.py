@@ -58,34 +58,34 @@ def folder_of(config: Train, subject: Subject) -> Path:
     return Path(config.out).expanduser() / (config.name or f"{slug}-{signature(config, subject.digest)}")
 
 
+def find_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
+    """The run's directory, and whether it is finished; UserError where the directory holds another run."""
+    own = signature(config, subject.digest)
+    run = RunDirectory(folder_of(config, subject))
+    if config.resume == "never" and not joins:
+        run.clear()
+    status = run.status() if config.resume == "auto" else {}
+    if status and status.get("signature") != own:
+        raise UserError(
+            f"{run.path} holds a run with other settings or photos. Choose another name=..., or replace that run"
+            " with resume=never."
+        )
+    return run, Start(own, is_finished=status.get("state") == "finished")
+
+
 def open_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
-    """The run's directory and where to start; UserError where the directory holds another run.
+    """The run's directory and where to start.
 
     A process that `joins` others changes nothing and finds what the first one started from.
     """
     if not joins:
         sweep(cache_dir(config.cache_dir), older_than_s=3600)  # other machines may be writing there now
-    own = signature(config, subject.digest)
-    run = RunDirectory(folder_of(config, subject))
-    if config.resume == "never":
-        if not joins:
-            run.clear()
-        return run, Start(own)
-    if config.resume != "auto":
-        return run, _continue(config, subject, own, _states_at(config.resume))
-    status = run.status()
-    if not status:
-        return run, Start(own)
-    if status.get("signature") != own:
-        raise UserError(
-            f"{run.path} holds a run with other settings or photos. Choose another name=..., or replace that run"
-            " with resume=never."
-        )
-    if status["state"] == "finished":
-        return run, Start(own, is_finished=True)
-    if not run.states():
-        return run, Start(own)
-    return run, _continue(config, subject, own, run.states())
+    run, start = find_run(config, subject, joins)
+    if config.resume not in ("auto", "never"):
+        return run, continued(config, subject, start.signature, _states_at(config.resume))
+    if start.is_finished or not run.states() or config.resume == "never":
+        return run, start
+    return run, continued(config, subject, start.signature, run.states())
 
 
 def _states_at(given: str) -> list[Path]:
@@ -130,7 +130,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             yield f"{prefix}{key} ({old} there, {new} now)"
 
 
-def _continue(config: Train, subject: Subject, own: str, files: Sequence[Path]) -> Start:
+def continued(config: Train, subject: Subject, own: str, files: Sequence[Path]) -> Start:
     """A start at the newest of the states; UserError where it belongs to a training that would differ."""
     file, about = _newest_readable(files)
     now = settings_that_matter(config, subject.digest)

@@ -158,6 +158,8 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
+            if self.status().get("state") == "finished":  # the training went on for others
+                raise
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             reached = self.status().get("update", update)
             message = without_secrets(f"{type(error).__name__}: {error}")

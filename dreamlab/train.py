@@ -5,7 +5,8 @@ it is needed, so that `--help` is quick.
 """
 
 import contextlib
-import time
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -19,120 +20,96 @@ from dreamlab.quiet import quiet_libraries
 from dreamlab.schema import Train
 
 if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
     from torch.utils.data import DataLoader
 
-    from dreamlab.average import Average
-    from dreamlab.callbacks import Samples
-    from dreamlab.evaluation import Judge
-    from dreamlab.models import Family
+    from dreamlab.following import Following
     from dreamlab.module import DreamBooth
-    from dreamlab.moments import Moments
+    from dreamlab.prefixes import Opened
     from dreamlab.resume import Start
     from dreamlab.runs import RunDirectory
-    from dreamlab.subject import Subject
 
 
 def train(config: Train) -> "RunDirectory":
     """Teach a subject; returns the run's directory. UserError for anything that the person can mend."""
+    return train_together([config])[0]
+
+
+def train_together(configs: Sequence[Train], waits: bool = False) -> "list[RunDirectory]":
+    """One training for runs that one can hold (see prefixes.py); returns their directories.
+
+    `waits`: for other processes that train one of them, as two sweeps may.
+    """
     from dreamlab.checks import check
     from dreamlab.claim import claimed
+    from dreamlab.prefixes import common_start
     from dreamlab.processes import local_rank
-    from dreamlab.resume import folder_of, open_run
+    from dreamlab.resume import find_run, folder_of, open_run
 
-    config, subject = check(config)
-    joins = local_rank() > 0
-    with contextlib.nullcontext() if joins else claimed(folder_of(config, subject)):
-        run, start = open_run(config, subject, joins)
-        if start.is_finished:
-            return run
-        from dreamlab import assemble, feed, measuring
-
-        with contextlib.nullcontext() if joins else run.guarded(start.signature, start.update):
-            judge = None
-            if not joins:
-                assemble.record(config, subject, run)
-                judge = measuring.judge(config, subject, run)
-            model = assemble.base_model(config)
-            sets = feed.image_sets(config, subject, model)
-            module = assemble.module(config, model)
-            batches = feed.batches(config, sets, start, module)
-            if joins:
-                _join(config, subject, run, start, module, batches)
-            else:
-                _lead(config, subject, run, start, module, batches, judge)
-    return run
+    checked, joins = [check(config) for config in configs], local_rank() > 0
+    with contextlib.ExitStack() as claims:
+        for folder in sorted({folder_of(*one) for one in checked}) if not joins else ():
+            claims.enter_context(claimed(folder, waits))
+        opened = [(*one, *(open_run if len(configs) == 1 else find_run)(*one, joins)) for one in checked]
+        runs = [run for *_, run, _ in opened]
+        unfinished = sorted((one for one in opened if not one[3].is_finished), key=lambda one: one[0].steps)
+        if unfinished:
+            start = unfinished[0][3] if len(configs) == 1 else common_start(unfinished, runs)
+            _train(unfinished, start, joins)
+    return runs
 
 
-def _lead(
-    config: Train, subject: "Subject", run: "RunDirectory", start: "Start", module: "DreamBooth",
-    batches: "DataLoader[Any]", judge: "Judge | None",
-) -> None:  # fmt: skip
-    """Sample, train, save, sample again; the run is left finished, or interrupted with a state to go on from."""
-    from dreamlab import assemble, loggers, measuring
+def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
+    """Teach the subject once for all members, the shortest first."""
+    from dreamlab import assemble, encoders, feed
+    from dreamlab.following import Following
+    from dreamlab.runlog import RunLog
 
-    began, succeeded = time.perf_counter(), False
-    run.rewind(start.update)
-    logger = assemble.logger(config, subject, run)
-    try:
-        average = assemble.average(config, module)
-        samples = assemble.samples(config, subject, run, module.model, average)
-        if not samples.is_taken(0):
-            samples.take(logger, 0)
-        moments = measuring.moments(config, subject, run, module.model, judge, average) if judge else None
-        if moments and not moments.is_taken(0):
-            moments.keep(logger, 0, moments.base)
-        probes = measuring.probes(config, subject, run, module)
-        if probes and not start.update:
-            probes.take(logger, 0)
-        watching = [samples, *(watch for watch in (moments, probes) if watch)]
-        trainer = assemble.trainer(config, subject, run, start, watching, logger, average)
-        trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
-        reached, stopped_by = trainer.global_step, moments.stopped_by if moments else None
-        if reached < config.steps and not stopped_by:
-            raise KeyboardInterrupt
-        _conclude(config, subject, run, module.model, average, samples, moments, logger, reached)
-        told = {"stopped_early": stopped_by} if stopped_by else {}
-        seconds = time.perf_counter() - began
-        run.set_status("finished", update=reached, signature=start.signature, seconds=seconds, **told)
-        succeeded = True
-    finally:
-        loggers.close(logger, succeeded)
+    config, subject, run, _ = members[-1]
+    load = functools.cache(encoders.load)
+    with contextlib.ExitStack() as guards:
+        followed = []
+        for own_config, own_subject, own_run, own_start in members if not joins else ():
+            guards.enter_context(own_run.guarded(own_start.signature, start.update))
+            log = RunLog(own_run, own_config.steps, own_start.signature)
+            followed.append(Following(own_config, own_subject, log, load))
+        model = assemble.base_model(config)
+        sets = feed.image_sets(config, subject, model)
+        module = assemble.module(config, model)
+        batches = feed.batches(config, sets, start, module)
+        if followed:
+            _lead(followed, start, module, batches)
+        else:
+            average = assemble.average(config, module)
+            trainer = assemble.trainer(config, subject, [RunLog(run, config.steps)], [], average)
+            trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
 
 
-def _conclude(
-    config: Train, subject: "Subject", run: "RunDirectory", model: "Family", average: "Average | None",
-    samples: "Samples", moments: "Moments | None", logger: "Logger | None", reached: int,
-) -> None:  # fmt: skip
-    """What is done with the weights of the last update: samples, the last moment, the model's folder, a verdict."""
-    from dreamlab import assemble, report, verdict
-    from dreamlab.processes import is_shared_out
-    from dreamlab.runs import write_json
-
-    if is_shared_out(config.trainer.devices, config.trainer.strategy):
-        model = assemble.gathered(config, run)
-        samples = assemble.samples(config, subject, run, model, None)
-        moments = None  # they are bound to a model that is in pieces
-    samples.take(logger, reached)
-    if moments and not moments.is_taken(reached):
-        moments.take(logger, reached)
-    with average.in_use() if average else contextlib.nullcontext():
-        run.save_model(model)
-    if subject.sample_prompts:
-        report.draw_grid(run, run.grid)
-    if moments:
-        write_json(run.verdict, verdict.judge(run.evaluations.rows(), run.probes.rows()).as_json())
-
-
-def _join(
-    config: Train, subject: "Subject", run: "RunDirectory", start: "Start", module: "DreamBooth",
-    batches: "DataLoader[Any]",
-) -> None:  # fmt: skip
-    """Train beside the first process, which writes all files."""
+def _lead(followed: "Sequence[Following]", start: "Start", module: "DreamBooth", batches: "DataLoader[Any]") -> None:
+    """Sample, train, save, sample again; each run is left finished, or interrupted with a state to go on from."""
     from dreamlab import assemble
+    from dreamlab.drawn import Drawn
+    from dreamlab.following import Conclusions
 
-    trainer = assemble.trainer(config, subject, run, start, [], None, assemble.average(config, module))
-    trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
+    longest, drawn = followed[-1], Drawn()
+    try:
+        average = assemble.average(longest.config, module)
+        for one in followed:
+            one.begin(start, module, average, drawn)
+        watching = [drawn, *(watch for one in followed for watch in one.watching())]
+        shorter = [one for one in followed if one.log.steps < longest.log.steps]
+        trainer = assemble.trainer(
+            longest.config, longest.subject, [one.log for one in followed], watching, average, [Conclusions(shorter)]
+        )
+        trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
+        reached = trainer.global_step
+        if reached < longest.log.steps and not longest.stopped_by:
+            raise KeyboardInterrupt
+        for one in followed:
+            if not one.is_over:
+                one.conclude(module.model, reached)
+    finally:
+        for one in followed:
+            one.close()
 
 
 @hydra.main(config_path=conf_dir(), config_name="train", version_base="1.3")

@@ -37,6 +37,15 @@ def written_whole(path: Path, flush: bool = False) -> Iterator[Path]:
         _remove(temporary)
 
 
+def link_whole(source: Path, path: Path) -> None:
+    """Give a file a second name, which costs no space; where the disk knows no links, a copy."""
+    with written_whole(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def discard(path: Path) -> None:
     """Remove a file or folder, if it is there; a folder vanishes at once, never half."""
     with contextlib.suppress(FileNotFoundError):

@@ -18,6 +18,7 @@ from dreamlab.errors import UserError
 from dreamlab.evaluate import evaluate
 from dreamlab.evaluation import Judge, Photos, Shot
 from dreamlab.moments import plan, spaced
+from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Eval
 
@@ -115,7 +116,7 @@ def test_probes_are_a_function_of_model_and_pictures(settings: Settings) -> None
         model = assemble.base_model(config)
         feed.image_sets(config, subject, model)
         module = assemble.module(config, model)
-        probes = measuring.probes(config, subject, RunDirectory(Path(config.out)), module)
+        probes = measuring.probes(config, subject, RunLog(RunDirectory(Path(config.out)), config.steps), module)
         assert probes is not None
         assert probes.grid.ask() == probes.grid.untouched(), "asked twice, the model answers the same bit for bit"
         with torch.no_grad():

@@ -16,6 +16,7 @@ from dreamlab import assemble, feed
 from dreamlab.checks import check
 from dreamlab.errors import UserError
 from dreamlab.resume import Start
+from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory, update_of
 from dreamlab.train import train
 
@@ -101,7 +102,7 @@ def test_frozen_weights_of_a_trained_part_are_left_out_and_found_again(settings:
         module = assemble.module(config, model)
         for name, weight in module.trained.named_parameters():
             weight.requires_grad_("embeddings" not in name)
-        trainer = assemble.trainer(config, subject, run, start, [], None)
+        trainer = assemble.trainer(config, subject, [RunLog(run, config.steps)], [])
         trainer.fit(module, feed.batches(config, sets, start, module), ckpt_path=start.checkpoint, weights_only=True)
         return run, weights_in(model)
 

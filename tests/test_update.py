@@ -19,6 +19,7 @@ from dreamlab.models import Family
 from dreamlab.module import DreamBooth
 from dreamlab.randomness import Use, normal, timesteps
 from dreamlab.resume import Start, open_run
+from dreamlab.runlog import RunLog
 from dreamlab.schema import Train
 
 SGD = {"_target_": "torch.optim.SGD"}  # moves in proportion to the gradient; Adam would hide a wrong scale
@@ -70,7 +71,7 @@ def fitted(config: Train, update: int, prior_in_batch: bool | None = None) -> di
     run.path.mkdir(parents=True)
     shown = replace(config, prior_weight=1.0) if prior_in_batch else config
     sets = feed.image_sets(shown, subject, model)
-    trainer = assemble.trainer(config, subject, run, start, [keep], None)
+    trainer = assemble.trainer(config, subject, [RunLog(run, config.steps)], [keep])
     module = assemble.module(config, model)
     trainer.fit(module, feed.batches(config, sets, start, module))
     return keep.weights
