@@ -144,6 +144,22 @@ def report(settings: Report) -> Path:
     return path
 
 
+def tell_briefly(run: "RunDirectory") -> None:
+    """Print one line of a run that is a member of a sweep."""
+    from dreamlab.progress import console
+
+    status = run.status()
+    told = f"{run.path}: {status.get('state')}, {status.get('update', 0)} updates, {status.get('seconds', 0):.0f} s"
+    console.print(told, markup=False, highlight=False)
+
+
+def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
+    """Write the comparison of a sweep's runs into its folder, and say where it is."""
+    from dreamlab.compare import write_comparison
+
+    print(write_comparison(paths, folder / "comparison.html"))
+
+
 @hydra.main(config_path=conf_dir(), config_name="report", version_base="1.3")
 def _command(raw: DictConfig) -> None:
     with explained():  # here too: Hydra would print a line of its own first

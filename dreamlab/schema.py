@@ -184,6 +184,8 @@ class Train:
     snapshot_every: int | None = None  # updates between small fp16 snapshots; null: where the run is evaluated
     keep_snapshots: int | None = None  # the newest n; null: all
     resume: str = "auto"  # auto | never | a run directory or a checkpoint file
+    retry: bool = False  # in a sweep: train again what failed before
+    dry_run: bool = False  # say what would be trained, and train nothing
     name: str | None = None  # run directory below `out`; null: from token, class word and signature
     out: str = "outputs"
     cache_dir: str | None = None  # null: $DREAMLAB_CACHE or ~/.cache/dreamlab

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dreamlab import sweeps
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, explained
 from dreamlab.quiet import quiet_libraries
@@ -34,10 +35,11 @@ def train(config: Train) -> "RunDirectory":
     return train_together([config])[0]
 
 
-def train_together(configs: Sequence[Train], waits: bool = False) -> "list[RunDirectory]":
+def train_together(configs: Sequence[Train], in_sweep: bool = False) -> "list[RunDirectory]":
     """One training for runs that one can hold (see prefixes.py); returns their directories.
 
-    `waits`: for other processes that train one of them, as two sweeps may.
+    `in_sweep`: another process that trains one of them is waited for, and what failed before is left alone unless
+    retry=true.
     """
     from dreamlab.checks import check
     from dreamlab.claim import claimed
@@ -48,13 +50,20 @@ def train_together(configs: Sequence[Train], waits: bool = False) -> "list[RunDi
     checked, joins = [check(config) for config in configs], local_rank() > 0
     with contextlib.ExitStack() as claims:
         for folder in sorted({folder_of(*one) for one in checked}) if not joins else ():
-            claims.enter_context(claimed(folder, waits))
+            claims.enter_context(claimed(folder, in_sweep))
         opened = [(*one, *(open_run if len(configs) == 1 else find_run)(*one, joins)) for one in checked]
         runs = [run for *_, run, _ in opened]
         unfinished = sorted((one for one in opened if not one[3].is_finished), key=lambda one: one[0].steps)
+        failed = [
+            one for one in unfinished if in_sweep and not one[0].retry and one[2].status().get("state") == "failed"
+        ]
+        unfinished = [one for one in unfinished if one not in failed]
         if unfinished:
             start = unfinished[0][3] if len(configs) == 1 else common_start(unfinished, runs)
             _train(unfinished, start, joins)
+    if failed:
+        told = "; ".join(f"{run.path.name} failed before ({run.status().get('message')})" for *_, run, _ in failed)
+        raise UserError(f"{told}. Try again what failed: the same command with retry=true.")
     return runs
 
 
@@ -125,6 +134,14 @@ def _command(raw: DictConfig) -> "tuple[float, float] | None":
         preset = HydraConfig.get().runtime.choices.get("experiment")
         if preset and local_rank() == 0:
             tell_differences(preset, HydraConfig.get().overrides.task)
+        if in_sweep:
+            return _in_sweep(config)
+        if config.dry_run:
+            from dreamlab.plan import plan_of
+            from dreamlab.plan_table import tell
+
+            tell(plan_of(config))
+            return None
         run = train(config)
         if local_rank() == 0:
             from dreamlab.page import write_page
@@ -132,11 +149,27 @@ def _command(raw: DictConfig) -> "tuple[float, float] | None":
 
             write_page(run)
             summarise(run)
-        if in_sweep:
-            from dreamlab.objectives import are_wanted, objectives
+    return None
 
-            if are_wanted(HydraConfig.get()):
-                return objectives(run)
+
+def _in_sweep(config: Train) -> "tuple[float, float] | None":
+    """What a job of a sweep does: all runs of its training, if it is the first of their jobs."""
+    from dreamlab.objectives import are_wanted, objectives
+
+    hydra_settings = HydraConfig.get()
+    configs = sweeps.together(hydra_settings, config)
+    if not configs:
+        return None
+    runs = train_together(configs, in_sweep=True)
+    for run in runs:
+        from dreamlab.page import write_page
+        from dreamlab.report import tell_briefly
+
+        write_page(run)
+        tell_briefly(run)
+    if are_wanted(hydra_settings):
+        sweeps.note(hydra_settings, int(hydra_settings.job.num), runs[0].path)
+        return objectives(runs[0])
     return None
 
 
@@ -144,7 +177,7 @@ def main() -> None:
     """The console command dreamlab-train."""
     register_schemas()
     quiet_libraries()
-    with explained(setting_names(Train)):
+    with explained(setting_names(Train)), sweeps.concluded():
         _command()
 
 
