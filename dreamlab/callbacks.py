@@ -161,6 +161,8 @@ class Samples(Updates):
     def take(self, update: int) -> None:
         """Draw and keep every prompt x seed of one moment."""
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        if not pairs:
+            return
         images: dict[int, Image] = {}
         with progress(f"samples @ {update}", len(pairs)) as advance:
 

@@ -18,7 +18,7 @@ from dreamlab.errors import UserError, explained
 from dreamlab.objectives import are_wanted, objectives
 from dreamlab.runs import RunDirectory
 
-GRID = ("lr=1e-4,2e-4", "seed=1,2")
+GRID = ("lr=1e-4,2e-4", "steps=1,3")  # two trainings of two runs each
 ROOT = str(Path(__file__).parent.parent)
 PARALLEL = {
     "joblib": ("joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
@@ -50,6 +50,14 @@ def one_after_another(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("launchers")
+def test_one_process_trains_what_lone_runs_do(one_after_another: dict[str, RunDirectory], train_run: TrainRun) -> None:
+    for lr, steps in ((1e-4, 1), (2e-4, 3)):
+        alone = train_run(f"lr={lr}", f"steps={steps}", "prompts=[]")
+        assert are_identical(weights_of(alone), weights_of(one_after_another[alone.path.name]))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("launchers")
 @pytest.mark.parametrize("launcher", PARALLEL)
 def test_a_launcher_trains_the_same_weights(
     one_after_another: dict[str, RunDirectory], tiny: tuple[str, ...], tmp_path: Path, launcher: str
@@ -60,8 +68,11 @@ def test_a_launcher_trains_the_same_weights(
     code, runs, said = sweep(tmp_path / launcher, "-m", *words, *tiny, "prompts=[]", *GRID, **visible)
     assert code == 0, said
     assert runs.keys() == one_after_another.keys()
+    logs = [path.read_text() for path in (tmp_path / launcher).rglob("*_log.err")]  # submitit's
+    assert sum(text.count("training  ") for text in (said, *logs)) == 2, "two trainings, whoever does them"
     for name, run in runs.items():
         assert run.status()["state"] == "finished"
+        assert run.evaluations.rows() == one_after_another[name].evaluations.rows()
         assert are_identical(weights_of(run), weights_of(one_after_another[name])), name
 
 
