@@ -12,6 +12,7 @@ from PIL import Image
 
 from dreamlab.errors import UserError
 from dreamlab.runs import cache_dir, written_whole
+from dreamlab.turns import one_at_a_time
 
 # File: (left, top, side) in px. Every crop holds both eyes, the nose and the striped forehead, by which this cat is
 # known at 64 px; scale and place differ a little, so that the face isn't tied to fixed pixels.
@@ -39,17 +40,28 @@ def demo_photos(folder: Path | None = None) -> Path:
     `folder` holds something else.
     """
     folder = folder or cache_dir(None) / "demo"
-    if folder.is_dir() and any(folder.iterdir()):
-        if not all((folder / name).is_file() for name in CROPS):
-            raise UserError(f"{folder} holds something other than the demo's photos: move it away and try again.")
-        return folder
+    if not _is_there(folder):
+        with one_at_a_time(folder.parent):  # not in the folder itself, which is put there whole
+            if not _is_there(folder):
+                _make(folder)
+    return folder
+
+
+def _is_there(folder: Path) -> bool:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    if not all((folder / name).is_file() for name in CROPS):
+        raise UserError(f"{folder} holds something other than the demo's photos: move it away and try again.")
+    return True
+
+
+def _make(folder: Path) -> None:
     photo = _chelsea()
     with written_whole(folder) as new:
         new.mkdir()
         for name, (left, top, side) in CROPS.items():
             photo.crop((left, top, left + side, top + side)).save(new / name)
         (new / "LICENSE.txt").write_text(LICENCE, encoding="utf-8")
-    return folder
 
 
 def _chelsea() -> Image.Image:

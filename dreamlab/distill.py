@@ -4,7 +4,7 @@ The plain prior loss compares with the class images' noise, which even the untou
 compares with the untouched model's own prediction on the very same noisy latents, so it is zero at the start and grows
 with nothing but change (as in Learning without Forgetting, Li & Hoiem 2016, arXiv 1606.09282, for a denoiser's output).
 Noise and timesteps are functions of (seed, update, sample), so all predictions can be made before training, in chunks
-that runs share: a longer run adds chunks to a shorter one's. Called by assemble.py.
+that runs share: a longer run adds chunks to a shorter one's. Called by feed.py.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from dreamlab.module import DreamBooth
 from dreamlab.precision import autocast
 from dreamlab.progress import progress
 from dreamlab.runs import written_whole
+from dreamlab.turns import one_at_a_time
 
 CHUNK = 20  # updates in a file
 
@@ -56,6 +57,12 @@ class Teacher:
         missing = [chunk for chunk in range(first // CHUNK, -(-last // CHUNK)) if not self._is_whole(chunk)]
         if not missing:
             return
+        with one_at_a_time(self.folder):
+            missing = [chunk for chunk in missing if not self._is_whole(chunk)]  # another may have made them meanwhile
+            if missing:
+                self._make(missing)
+
+    def _make(self, missing: list[int]) -> None:
         with progress("teacher", len(missing) * CHUNK, unit="updates") as advance:
             for chunk in missing:
                 rows = []

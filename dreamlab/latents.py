@@ -1,7 +1,7 @@
 """VAE posterior moments on disk, shared by every run that encodes the same pixels with the same VAE.
 
 The name of an entry is the hash of all that made it: the VAE's weights, the precision, the picture's content and the
-crop. A changed photo has another name, so nothing stale can be read. Called by assemble.py.
+crop. A changed photo has another name, so nothing stale can be read. Called by feed.py.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from dreamlab.data import Moments
 from dreamlab.photos import Loading, Region
 from dreamlab.runs import written_whole
+from dreamlab.turns import one_at_a_time
 
 
 class LatentCache:
@@ -38,11 +39,24 @@ class LatentCache:
         text = json.dumps([self.recipe, self._contents[path], asdict(region)], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
         file = self.folder / key[:2] / f"{key}.safetensors"
-        if file.is_file():
-            with contextlib.suppress(SafetensorError, KeyError, OSError):
-                kept = load_file(file)
-                return kept["mean"], kept["std"]
-        mean, std = self.encode(pixels)
+        kept = _kept(file)
+        if kept:
+            return kept
+        # Not for the whole folder: processes that encode the same go along it together, others don't meet
+        with one_at_a_time(file.parent):
+            return _kept(file) or self._made(file, pixels)
+
+    def _made(self, file: Path, pixels: Tensor) -> Moments:
+        mean, std = (moment.cpu().contiguous() for moment in self.encode(pixels))
         with written_whole(file) as temporary:
-            save_file({"mean": mean.cpu().contiguous(), "std": std.cpu().contiguous()}, temporary)
-        return mean.cpu(), std.cpu()
+            save_file({"mean": mean, "std": std}, temporary)
+        return mean, std
+
+
+def _kept(file: Path) -> Moments | None:
+    """What an entry holds; None where it isn't there or can't be read."""
+    with contextlib.suppress(SafetensorError, KeyError, OSError):
+        if file.is_file():
+            kept = load_file(file)
+            return kept["mean"], kept["std"]
+    return None

@@ -2,7 +2,8 @@
 
 They are cached under the hash of the recipe that made them: weights, prompt, sampler, size, seeds, precision. Image k
 comes from its own seed, so asking for more keeps the first ones. Each file carries its recipe's key and its number; a
-file that says otherwise was not made here and is refused. No lock is needed: whoever writes image k writes the same.
+file that says otherwise was not made here and is refused. Processes that want the same at once take turns, so that one
+draws what all of them use.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from dreamlab.progress import progress
 from dreamlab.runs import write_json
 from dreamlab.sample import Sampler, draw
 from dreamlab.subject import is_decodable
+from dreamlab.turns import one_at_a_time
 
 
 def fingerprint(parts: Mapping[str, nn.Module]) -> str:
@@ -80,22 +82,26 @@ def draw_missing(
     model: Family, pictures: Sequence[Wanted], sampler: Sampler, *, title: str, device: torch.device, precision: str,
     batch_size: int, jpeg_quality: int | None = None,
 ) -> None:  # fmt: skip
-    """Draw the pictures that aren't there yet, with `model`, which must be untouched."""
+    """Draw the pictures of one folder that aren't there yet, with `model`, which must be untouched."""
     missing = [picture for picture in pictures if not picture.is_there()]
     if not missing:
         return
-    with progress(title, len(pictures), done=len(pictures) - len(missing)) as advance:
+    with one_at_a_time(missing[0].path.parent):
+        missing = [picture for picture in missing if not picture.is_there()]  # another may have drawn them meanwhile
+        if not missing:
+            return
+        with progress(title, len(pictures), done=len(pictures) - len(missing)) as advance:
 
-        def keep(index: int, image: Image.Image) -> None:
-            picture = missing[index]
-            stamp = {"prompt": picture.prompt, "seed": picture.seed, **picture.stamp}
-            save_picture(image, picture.path, stamp, jpeg_quality)
-            advance()
+            def keep(index: int, image: Image.Image) -> None:
+                picture = missing[index]
+                stamp = {"prompt": picture.prompt, "seed": picture.seed, **picture.stamp}
+                save_picture(image, picture.path, stamp, jpeg_quality)
+                advance()
 
-        draw(
-            model, [picture.prompt for picture in missing], [picture.seed for picture in missing], sampler,
-            device=device, precision=precision, batch_size=batch_size, on_image=keep,
-        )  # fmt: skip
+            draw(
+                model, [picture.prompt for picture in missing], [picture.seed for picture in missing], sampler,
+                device=device, precision=precision, batch_size=batch_size, on_image=keep,
+            )  # fmt: skip
 
 
 def class_images(
