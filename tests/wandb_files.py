@@ -6,6 +6,7 @@ undone here, and each record is parsed by W&B's own protobuf class.
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,9 +36,14 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def records_below(folder: Path) -> list[Any]:
-    """The records of the one run below a folder."""
+    """The records of the one run below a folder, once its last one is there: W&B's own process writes them."""
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return list(records(file))
+    until = time.monotonic() + 20
+    while True:
+        found = list(records(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
 
 
 def values(items: Any) -> dict[str, Any]:
@@ -60,3 +66,12 @@ def table(folder: Path, row: dict[str, Any], key: str) -> tuple[list[str], list[
     (file,) = folder.glob(f"wandb/offline-run-*/files/{row[f'{key}.path']}")
     content = json.loads(file.read_text(encoding="utf-8"))
     return content["columns"], content["data"]
+
+
+def summary(logged: Sequence[Any]) -> dict[str, Any]:
+    """The run's summary as it was in the end."""
+    found: dict[str, Any] = {}
+    for record in logged:
+        if record.WhichOneof("record_type") == "summary":
+            found |= values(record.summary.update)
+    return found
