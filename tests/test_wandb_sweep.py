@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import wandb
 from run_files import PROMPTS, write_run
+from wandb.sdk.wandb_run import Run
 from wandb_files import history, records_below, run_of, summary, table
 
 from dreamlab import wandb_sweep
@@ -176,7 +177,7 @@ def test_online_a_report_that_cannot_be_made_is_one_line(
     def fail(*_: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(wandb.Run, "offline", property(lambda _: False))
+    monkeypatch.setattr(Run, "offline", property(lambda _: False))
     monkeypatch.setattr(wandb_sweep, "sweep_report", fail)
     comparison = compared([write_run(tmp_path / "a").path])
     page = draw_comparison(comparison, tmp_path / "page.html")
