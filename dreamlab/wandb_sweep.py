@@ -43,7 +43,7 @@ def log_sweep(
         _tell(f"dreamlab: the sweep is not in W&B ({_in_a_line(error)}); its page is {page}.")
         return
     if is_online:
-        _save_report(entity, project, group)
+        save_report(entity, project, group)
 
 
 def _recommendation(comparison: Comparison) -> dict[str, Any]:
@@ -133,7 +133,8 @@ def _page(page: Path) -> dict[str, Any]:
     return {"sweep/page": wandb.Html(page.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)}
 
 
-def _save_report(entity: str, project: str, group: str) -> None:
+def save_report(entity: str, project: str, group: str) -> None:
+    """Make the report of a group at W&B, and tell where it is or why there is none."""
     try:
         report = sweep_report(entity, project, group)
         report.save()
