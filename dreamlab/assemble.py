@@ -97,7 +97,10 @@ def drawing(
 def logger(config: Train, subject: Subject, run: RunDirectory) -> Logger | None:
     """The logger of this run, already told the settings and the prompts."""
     chosen = config.logger
-    made = loggers.make_logger(chosen.kind, run.path, run.path.name, chosen.project, chosen.mode)
+    made = loggers.make_logger(
+        chosen.kind, run.path, run.path.name, chosen.project, chosen.mode,
+        group=chosen.group, job_type=chosen.job_type, tags=chosen.tags,
+    )  # fmt: skip
     if made is not None:
         words = {"instance_prompt": subject.instance_prompt, "class_prompt": subject.class_prompt}
         made.log_hyperparams({**asdict(config), **words})

@@ -1,11 +1,12 @@
 """One page for many runs: which settings gave which pictures and numbers, and which run to take.
 
 Everything comes from run directories, as on the page of a run (page.py). results.csv beside it has the same numbers for
-other programs. Called by report.py.
+other programs. Called by report.py; W&B is shown the same comparison by wandb_sweep.py.
 """
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -56,13 +57,37 @@ def _below(folder: Path) -> list[Path]:
     return found
 
 
-def write_comparison(paths: Sequence[Path], out: Path) -> Path:
-    """Write the page of the runs at `paths` and results.csv beside it; returns the page's path."""
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side, and which of them to take."""
+
+    members: list[Member]
+    rivals: list[tuple[Member, Candidate]]  # those whose fidelity and drift were both measured
+    front: set[int]  # numbers of the members that no other beats in both
+    choice: Choice | None  # its index is a place in `rivals`
+
+    @property
+    def chosen(self) -> Member | None:
+        """The member to take, None where none was measured."""
+        return self.rivals[self.choice.index][0] if self.choice else None
+
+
+def compared(paths: Sequence[Path]) -> Comparison:
+    """The comparison of the runs at `paths`, in this order."""
     members = read_members(paths)
     rivals = [(member, candidate) for member in members if (candidate := member.candidate())]
-    choice = choose([candidate for _, candidate in rivals])
-    chosen = rivals[choice.index][0] if choice else None
-    best = {rivals[index][0].number for index in front([candidate for _, candidate in rivals])}
+    candidates = [candidate for _, candidate in rivals]
+    return Comparison(members, rivals, {rivals[index][0].number for index in front(candidates)}, choose(candidates))
+
+
+def write_comparison(paths: Sequence[Path], out: Path) -> Path:
+    """Write the page of the runs at `paths` and results.csv beside it; returns the page's path."""
+    return draw_comparison(compared(paths), out)
+
+
+def draw_comparison(comparison: Comparison, out: Path) -> Path:
+    """Write the page of a comparison and results.csv beside it; returns the page's path."""
+    members, chosen = comparison.members, comparison.chosen
     sheet = contact_sheet(members)
     html = render(
         "compare.html",
@@ -73,13 +98,13 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
         measures=[NAMES[key] for key in measured_keys(members)],
         arrows=ARROWS,
         interval=interval,
-        front=best,
-        dominated=_dominated(rivals),
-        choice=choice,
+        front=comparison.front,
+        dominated=_dominated(comparison.rivals),
+        choice=comparison.choice,
         chosen=chosen,
         commands=_commands(chosen),
         failed=[member for member in members if member.state != "finished"],
-        scatter=_scatter(rivals, best, choice),
+        scatter=_scatter(comparison),
         charts=overlaid(members, chosen),
         sheet=sheet,
         data=sheet.as_json(),
@@ -110,11 +135,11 @@ def _dominated(rivals: Sequence[tuple[Member, Candidate]]) -> dict[int, str]:
     return found
 
 
-def _scatter(rivals: Sequence[tuple[Member, Candidate]], best: set[int], choice: Choice | None) -> Chart | None:
+def _scatter(comparison: Comparison) -> Chart | None:
     points = [
-        Point(candidate.drift, candidate.fidelity, member.label, f"#run-{member.number}", member.number in best,
-              choice is not None and rivals[choice.index][0] is member)
-        for member, candidate in rivals
+        Point(candidate.drift, candidate.fidelity, member.label, f"#run-{member.number}",
+              member.number in comparison.front, member is comparison.chosen)
+        for member, candidate in comparison.rivals
     ]  # fmt: skip
     labels = (f"{NAMES[DRIFT].label} (lower is better)", f"{NAMES[FIDELITY].label} (higher is better)")
     return scatter("front", "Subject fidelity against class drift", labels, points)

@@ -4,13 +4,16 @@ import netrc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from PIL.Image import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dreamlab.errors import UserError
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 KINDS = ("wandb", "csv", "tensorboard", "none")
 
@@ -26,25 +29,36 @@ def has_wandb_key() -> bool:
         return False
 
 
-def _wandb(folder: Path, name: str, project: str, mode: str) -> Logger:
+def open_wandb(
+    folder: Path, name: str, project: str, mode: str, *, group: str | None, job_type: str, tags: Sequence[str]
+) -> "Run":  # fmt: skip
+    """A W&B run of its own, beside any others that are open in this process; W&B's own errors where it can't be had."""
     import wandb
 
     offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
     chosen: Any = os.environ.get("WANDB_MODE") or ("offline" if offline else "online")
     # The key never comes from us, code is not uploaded, and our own bars are not captured
     quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=30)
-    experiment = wandb.init(
-        project=project, name=name, dir=folder, mode=chosen, reinit="finish_previous", settings=quiet
-    )
+    return wandb.init(
+        project=project, name=name, dir=folder, mode=chosen, reinit="create_new", settings=quiet,
+        group=group, job_type=job_type, tags=list(tags) or None,  # None leaves WANDB_TAGS its say
+    )  # fmt: skip
+
+
+def _wandb(folder: Path, name: str, project: str, mode: str, **about: Any) -> Logger:
+    experiment = open_wandb(folder, name, project, mode, **about)
     experiment.define_metric("trainer/global_step")  # Lightning's name for the update that a number belongs to
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=experiment)
 
 
-def make_logger(kind: str, folder: Path, name: str, project: str, mode: str) -> Logger | None:
+def make_logger(
+    kind: str, folder: Path, name: str, project: str, mode: str, *, group: str | None = None,
+    job_type: str = "train", tags: Sequence[str] = (),
+) -> Logger | None:  # fmt: skip
     """The logger of one run; None for `none`. UserError where its package is missing."""
     makers: dict[str, Any] = {
-        "wandb": lambda: _wandb(folder, name, project, mode),
+        "wandb": lambda: _wandb(folder, name, project, mode, group=group, job_type=job_type, tags=tags),
         "csv": lambda: CSVLogger(folder, name="", version=""),
         "tensorboard": lambda: TensorBoardLogger(folder, name="", version="tensorboard"),
         "none": lambda: None,
@@ -87,11 +101,9 @@ def log_shots(
 
 
 def close(logger: Logger | None, succeeded: bool) -> None:
-    """Finish the run at the logger, so that the next run of the process starts one of its own."""
+    """Finish the run at its logger; others that are open in this process go on."""
     if logger is None:
         return
     logger.finalize("success" if succeeded else "failed")
     if isinstance(logger, WandbLogger):
-        import wandb
-
-        wandb.finish(exit_code=0 if succeeded else 1)
+        logger.experiment.finish(exit_code=0 if succeeded else 1)

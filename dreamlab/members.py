@@ -79,12 +79,17 @@ def measured_keys(members: Sequence[Member]) -> list[str]:
     return [measure.key for measure in MEASURES if any(measure.key in member.numbers for member in members)]
 
 
-def results_csv(members: Sequence[Member]) -> str:
-    """A table for other programs: a row for each run, with intervals."""
-    columns = [
+def number_columns(members: Sequence[Member]) -> list[str]:
+    """The same with the ends of their intervals, as tables have them."""
+    return [
         column for key in measured_keys(members) for column in (key, f"{key}_low", f"{key}_high")
         if any(column in member.numbers for member in members)
     ]  # fmt: skip
+
+
+def results_csv(members: Sequence[Member]) -> str:
+    """A table for other programs: a row for each run, with intervals."""
+    columns = number_columns(members)
     keys = list(members[0].settings) if members else []
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

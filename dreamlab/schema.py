@@ -150,7 +150,10 @@ class Logger:
 
     kind: str = "wandb"  # wandb | csv | tensorboard | none
     project: str = "dreamlab"
-    mode: str = "auto"  # wandb only. auto: online with an API key, else offline | online | offline
+    mode: str = "auto"  # wandb only, as all below. auto: online with an API key, else offline | online | offline
+    group: str | None = None  # runs of one sweep; null: the sweep's name, none for a lone run
+    job_type: str = "train"  # sorts runs inside a group; the sweep's own run has "sweep"
+    tags: list[str] = field(default_factory=list)
 
 
 @dataclass

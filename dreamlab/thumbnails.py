@@ -11,7 +11,7 @@ from PIL import Image
 QUALITY = 75
 
 
-def thumbnail(path: Path, side_px: int) -> str | None:
+def shrunk(path: Path, side_px: int) -> Image.Image | None:
     """The picture with its longer side at most `side_px`, None where there is no readable one."""
     try:
         with Image.open(path) as opened:
@@ -19,6 +19,14 @@ def thumbnail(path: Path, side_px: int) -> str | None:
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
     image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    return image
+
+
+def thumbnail(path: Path, side_px: int) -> str | None:
+    """The same as a data URI."""
+    image = shrunk(path, side_px)
+    if image is None:
+        return None
     file = io.BytesIO()
     image.save(file, "WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
