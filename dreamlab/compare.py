@@ -22,6 +22,7 @@ from dreamlab.measures import ARROWS, MEASURES, interval
 from dreamlab.members import DRIFT, FIDELITY, Member, measured_keys, read_members, results_csv
 from dreamlab.page import PAGE
 from dreamlab.pareto import Candidate, Choice, choose, dominates, front
+from dreamlab.sweeps import runs_of
 from dreamlab.whole import written_whole
 
 OVERLAID = ("eval/dino", "eval/clip_t", "eval/drift_class", "probe/held_out_loss")
@@ -51,6 +52,9 @@ def _named(given: Sequence[str]) -> list[Path]:
 def _below(folder: Path) -> list[Path]:
     if (folder / "status.json").is_file():
         raise UserError(f"sweep={folder} is one run, not a folder of them. Say run={folder}.")
+    members = runs_of(folder)
+    if members:
+        return members
     found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(f"{depth}/status.json"))]
     if not found:
         raise UserError(f"sweep={folder}: there are no runs in this folder. Give one that holds run directories.")

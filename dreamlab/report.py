@@ -154,10 +154,30 @@ def tell_briefly(run: "RunDirectory") -> None:
 
 
 def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
-    """Write the comparison of a sweep's runs into its folder, and say where it is."""
-    from dreamlab.compare import write_comparison
+    """Write the comparison of a sweep's runs into its folder and, where they went there, to W&B; say what it says."""
+    from dreamlab.compare import compared, draw_comparison
+    from dreamlab.progress import console
+    from dreamlab.runs import RunDirectory
 
-    print(write_comparison(paths, folder / "comparison.html"))
+    comparison = compared(paths)
+    page = draw_comparison(comparison, folder / "comparison.html")
+    logger: dict[str, Any] = next(filter(None, (RunDirectory(path).read_config().get("logger") for path in paths)), {})
+    if logger.get("kind") == "wandb":
+        from dreamlab.wandb_sweep import log_sweep
+
+        log_sweep(
+            comparison, folder=folder, project=logger["project"], mode=logger["mode"],
+            group=logger["group"] or folder.name, page=page, tags=logger["tags"],
+        )  # fmt: skip
+    finished = sum(member.state == "finished" for member in comparison.members)
+    console.print(f"{finished} of {len(comparison.members)} runs are finished.", highlight=False)
+    if comparison.chosen and comparison.choice:
+        best = comparison.chosen
+        told = ", ".join(f"{key}={value}" for key, value in best.settings.items())
+        console.print(f"Take {best.label} {best.evidence.run.path} at update {best.update} ({told}):", markup=False)
+        for reason in comparison.choice.reasons:
+            console.print(f"  {reason}", markup=False, highlight=False)
+    print(page)
 
 
 @hydra.main(config_path=conf_dir(), config_name="report", version_base="1.3")

@@ -7,6 +7,8 @@ it is needed, so that `--help` is quick.
 import contextlib
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -160,6 +162,8 @@ def _in_sweep(config: Train) -> "tuple[float, float] | None":
     configs = sweeps.together(hydra_settings, config)
     if not configs:
         return None
+    group = config.logger.group or Path(hydra_settings.sweep.dir).name
+    configs = [replace(one, logger=replace(one.logger, group=group)) for one in configs]
     runs = train_together(configs, in_sweep=True)
     for run in runs:
         from dreamlab.page import write_page
