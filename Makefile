@@ -1,5 +1,6 @@
 # make demo   teach the miniature model a cat (installs first) and say where the pictures are
 # make memory-table   peak memory and speed of ten recipes at Stable Diffusion 1.5's size; needs a GPU
+# make bench  speed of training and drawing beside a plain diffusers loop; BENCH="model=... device=..." hands settings on
 # make test   linter, type checker, tests (installs first), as CI runs them
 #
 # PYTHON=python3.12        the interpreter that makes .venv (3.10 or newer)
@@ -11,13 +12,16 @@ PYTEST ?= -n 2 --dist loadgroup
 RUN := .venv/bin/python -m
 INSTALLED := .venv/installed
 
-.PHONY: demo memory-table test lint types format wheel clean
+.PHONY: demo memory-table bench test lint types format wheel clean
 
 demo: $(INSTALLED)
 	$(RUN) dreamlab.train experiment=demo
 
 memory-table: $(INSTALLED)
 	.venv/bin/python experiments/memory-table/measure.py
+
+bench: $(INSTALLED)
+	$(RUN) dreamlab.bench $(BENCH)
 
 # Tests never reach for the network, and two of them at a time get one thread each.
 test: export HF_HUB_OFFLINE = 1
