@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.commands import Bench, Draws
@@ -60,13 +61,9 @@ def composed(settings: Bench, words: list[str], folder: Path) -> "Train":
     """The settings of a run in `folder`, as `dreamlab.train` would understand the words."""
     from dreamlab.speed import noise_photos
 
-    is_choice = (Path(conf_dir()) / "model" / f"{settings.model}.yaml").is_file()
     is_ready = GlobalHydra.instance().is_initialized()  # as it is inside of a command
     with contextlib.nullcontext() if is_ready else initialize_config_dir(conf_dir(), version_base="1.3"):
-        model = f"model={settings.model if is_choice else 'sd15'}"
-        config: Any = OmegaConf.to_object(compose("train", [model, *ALONE, *settings.settings, *words]))
-    if not is_choice:
-        config.model.source = settings.model
+        config: Any = OmegaConf.to_object(compose("train", [*ALONE, *settings.settings, *words]))
     side = config.resolution
     config.class_dir = str(noise_photos(folder.parent / f"class-{side}", config.num_prior_images, side))
     config.instance_dir = settings.instance_dir or str(noise_photos(folder.parent / f"instance-{side}", PHOTOS, side))
@@ -143,7 +140,7 @@ def bench(settings: Bench) -> Path:
     machine = {
         **environment(),
         "threads": torch.get_num_threads(),
-        "model": settings.model,
+        "model": settings.model.source,
         "shared": settings.settings,
     }
     rows: list[Row] = []
@@ -162,6 +159,8 @@ def bench(settings: Bench) -> Path:
 def _command(raw: DictConfig) -> None:
     with explained():  # here too: Hydra would print a line of its own first
         settings: Any = OmegaConf.to_object(raw)
+        words = HydraConfig.get().overrides.task
+        settings.settings = [*(word for word in words if word.startswith(("model=", "model."))), *settings.settings]
         bench(settings)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamlab.schema import Eval
+from dreamlab.schema import Eval, Model
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Draws:
 class Bench:
     """Everything `python -m dreamlab.bench` takes."""
 
-    model: str = "pocket"  # a choice of conf/model, a diffusers folder or a hub id
+    model: Model = field(default_factory=Model)  # as in training: model=sd15 model.source=<folder>
     settings: list[str] = field(default_factory=list)  # of dreamlab.train, for every variant
     plain: dict[str, list[str]] = field(default_factory=dict)  # variants of the plain diffusers loop: their settings
     training: dict[str, list[str]] = field(default_factory=dict)  # variants of dreamlab.train: their settings
