@@ -1,11 +1,12 @@
 # make demo   teach the miniature model a cat (installs first) and say where the pictures are
 # make memory-table   peak memory and speed of ten recipes at Stable Diffusion 1.5's size; needs a GPU
-# make bench  speed of training and drawing beside a plain diffusers loop; BENCH="model=... device=..." hands settings on
+# make bench  how fast this machine trains and draws, beside plain diffusers code
 # make test   linter, type checker, tests (installs first), as CI runs them
 #
 # PYTHON=python3.12        the interpreter that makes .venv (3.10 or newer)
 # TORCH_INDEX=URL          where torch comes from, e.g. https://download.pytorch.org/whl/cpu: no CUDA packages
 # PYTEST="-k resume -n0"   what to hand to pytest instead of "-n 2 --dist loadgroup"
+# BENCH="only=[plain,ours]" what to hand to make bench
 
 PYTHON ?= python3
 PYTEST ?= -n 2 --dist loadgroup

@@ -134,6 +134,6 @@ class PlainLoop:
 
 def plain_pipeline(source: str, precision: str, device: torch.device) -> StableDiffusionPipeline:
     """The pipeline as diffusers' pages load it: all weights in the forward pass's dtype, no autocast."""
-    pipe = StableDiffusionPipeline.from_pretrained(source, torch_dtype=DTYPES[precision], safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(device, DTYPES[precision])

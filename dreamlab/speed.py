@@ -103,10 +103,14 @@ def train_plainly(config: Train, subject: Subject, warmup: int, updates: int) ->
 def with_roofline(row: Row, config: Train) -> Row:
     """The row with its floor and its share of it, where the card and what is trained are known ones."""
     device, work = pick_device(config.device), _work(config)
+    unknown: Row = {**row, "flops": None, "floor_ms": None, "share": None}
     if config.adapter.train not in PARTS:
-        return {**row, "flops": None, "floor_ms": None, "share": None}
+        return unknown
     if work not in _flops:
-        _flops[work] = _count(config, work, device)
+        try:
+            _flops[work] = _count(config, work, device)
+        except Exception as error:  # a single file, too little memory: the times are worth telling all the same
+            return {**unknown, "uncounted": f"{type(error).__name__}: {error}"}
     flops, peak = _flops[work] * config.accumulate, peak_of(device)
     least = floor_ms(flops, row["trained"], peak) if peak else None
     return {**row, "flops": flops, "floor_ms": least, "share": least / row["ms"]["median"] if least else None}
