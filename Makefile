@@ -1,23 +1,28 @@
 # make demo   teach the miniature model a cat (installs first) and say where the pictures are
 # make memory-table   peak memory and speed of ten recipes at Stable Diffusion 1.5's size; needs a GPU
+# make bench  how fast this machine trains and draws, beside plain diffusers code
 # make test   linter, type checker, tests (installs first), as CI runs them
 #
 # PYTHON=python3.12        the interpreter that makes .venv (3.10 or newer)
 # TORCH_INDEX=URL          where torch comes from, e.g. https://download.pytorch.org/whl/cpu: no CUDA packages
 # PYTEST="-k resume -n0"   what to hand to pytest instead of "-n 2 --dist loadgroup"
+# BENCH="only=[plain,ours]" what to hand to make bench
 
 PYTHON ?= python3
 PYTEST ?= -n 2 --dist loadgroup
 RUN := .venv/bin/python -m
 INSTALLED := .venv/installed
 
-.PHONY: demo memory-table test lint types format wheel clean
+.PHONY: demo memory-table bench test lint types format wheel clean
 
 demo: $(INSTALLED)
 	$(RUN) dreamlab.train experiment=demo
 
 memory-table: $(INSTALLED)
 	.venv/bin/python experiments/memory-table/measure.py
+
+bench: $(INSTALLED)
+	$(RUN) dreamlab.bench $(BENCH)
 
 # Tests never reach for the network, and two of them at a time get one thread each.
 test: export HF_HUB_OFFLINE = 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamlab.schema import Eval
+from dreamlab.schema import Eval, Model
 
 
 @dataclass
@@ -68,3 +68,32 @@ class Report:
     runs: list[str] | None = None  # run directories to compare
     sweep: str | None = None  # folder of run directories to compare
     out: str | None = None  # HTML file of the comparison; null: comparison.html in the folder that holds the runs
+
+
+@dataclass
+class Draws:
+    """A variant of drawing that `python -m dreamlab.bench` measures."""
+
+    sampler: str = "ddim"
+    steps: int = 50
+    batch_size: int = 4
+    plain: bool = False  # by diffusers' pipeline alone
+    settings: list[str] = field(default_factory=list)  # of dreamlab.train: precision=bf16, ...
+
+
+@dataclass
+class Bench:
+    """Everything `python -m dreamlab.bench` takes."""
+
+    model: Model = field(default_factory=Model)  # as in training: model=sd15 model.source=<folder>
+    settings: list[str] = field(default_factory=list)  # of dreamlab.train, for every variant
+    plain: dict[str, list[str]] = field(default_factory=dict)  # variants of the plain diffusers loop: their settings
+    training: dict[str, list[str]] = field(default_factory=dict)  # variants of dreamlab.train: their settings
+    sampling: dict[str, Draws] = field(default_factory=dict)
+    only: list[str] | None = None  # names of the variants to measure; null: all
+    warmup: int = 10  # updates that are not measured
+    updates: int = 60
+    repeats: int = 3  # of each drawing
+    instance_dir: str | None = None  # null: pictures of noise
+    device: str = "auto"
+    out: str = "outputs/bench.json"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dreamlab.commands import Evaluate, Export, Report, Sample
+from dreamlab.commands import Bench, Evaluate, Export, Report, Sample
 from dreamlab.config import conf_dir, setting_names
 from dreamlab.schema import Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").glob("*/README.md"))]
-SCHEMAS = {"train": Train, "sample": Sample, "export": Export, "evaluate": Evaluate, "report": Report}
+SCHEMAS = {"train": Train, "sample": Sample, "export": Export, "evaluate": Evaluate, "report": Report, "bench": Bench}
 
 
 def blocks(page: Path) -> list[str]:
