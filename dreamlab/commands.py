@@ -66,7 +66,7 @@ class Report:
 
     run: str | None = None  # run directory
     runs: list[str] | None = None  # run directories to compare
-    sweep: str | None = None  # folder of run directories to compare
+    folder: str | None = None  # of run directories to compare, such as a sweep's
     out: str | None = None  # HTML file of the comparison; null: comparison.html in the folder that holds the runs
 
 

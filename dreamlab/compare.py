@@ -30,11 +30,11 @@ NAMES = {measure.key: measure for measure in MEASURES}
 
 
 def compare(settings: Report) -> Path:
-    """Write the page that `runs` or `sweep` ask for; returns its path."""
-    paths = _named(settings.runs or []) if settings.sweep is None else _below(Path(settings.sweep).expanduser())
+    """Write the page that `runs` or `folder` ask for; returns its path."""
+    paths = _named(settings.runs or []) if settings.folder is None else _below(Path(settings.folder).expanduser())
     folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    if settings.sweep is not None:
-        folder = Path(settings.sweep).expanduser()
+    if settings.folder is not None:
+        folder = Path(settings.folder).expanduser()
     out = Path(settings.out).expanduser() if settings.out else folder / "comparison.html"
     return write_comparison(paths, out)
 
@@ -51,13 +51,13 @@ def _named(given: Sequence[str]) -> list[Path]:
 
 def _below(folder: Path) -> list[Path]:
     if (folder / "status.json").is_file():
-        raise UserError(f"sweep={folder} is one run, not a folder of them. Say run={folder}.")
+        raise UserError(f"folder={folder} is one run, not a folder of them. Say run={folder}.")
     members = runs_of(folder)
     if members:
         return members
     found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(f"{depth}/status.json"))]
     if not found:
-        raise UserError(f"sweep={folder}: there are no runs in this folder. Give one that holds run directories.")
+        raise UserError(f"folder={folder}: there are no runs in this folder. Give one that holds run directories.")
     return found
 
 

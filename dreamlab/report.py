@@ -1,6 +1,6 @@
 """What a person sees when a run is over: a grid of before and after, a table in the terminal, and pages.
 
-`python -m dreamlab.report run=...` writes a run's page (page.py), `runs=[...]` or `sweep=...` one that compares runs
+`python -m dreamlab.report run=...` writes a run's page (page.py), `runs=[...]` or `folder=...` one that compares runs
 (compare.py). What is heavy is imported where it is needed, so that `--help` is quick.
 """
 
@@ -125,8 +125,8 @@ def report(settings: Report) -> Path:
     """Write the page that `settings` ask for; returns its path."""
     from dreamlab.runs import RunDirectory
 
-    if sum(given is not None for given in (settings.run, settings.runs, settings.sweep)) != 1:
-        raise UserError("Name one thing to report on: run=outputs/demo, runs=[outputs/a,outputs/b] or sweep=outputs.")
+    if sum(given is not None for given in (settings.run, settings.runs, settings.folder)) != 1:
+        raise UserError("Name one thing to report on: run=outputs/demo, runs=[outputs/a,outputs/b] or folder=outputs.")
     if settings.run is None:
         from dreamlab.compare import compare
 
@@ -191,8 +191,22 @@ def main() -> None:
     """The console command dreamlab-report."""
     register_schemas()
     quiet_libraries()
+    sys.argv[1:] = _named(sys.argv[1:])
     with explained(setting_names(Report)):
         _command()
+
+
+def _named(words: Sequence[str]) -> list[str]:
+    """The command line with plain paths put under their setting: a run, several runs, or a folder of them."""
+    paths = [word for word in words if not word.startswith("-") and "=" not in word]
+    if not paths:
+        return list(words)
+    quoted = [json.dumps(path, ensure_ascii=False) for path in paths]
+    if len(paths) > 1:
+        given = f"runs=[{','.join(quoted)}]"
+    else:
+        given = f"{'run' if (Path(paths[0]) / 'status.json').is_file() else 'folder'}={quoted[0]}"
+    return [given, *(word for word in words if word not in paths)]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dreamlab import assemble, feed, loggers
-from dreamlab.checkpoints import ResumeState, Snapshots
+from dreamlab.checkpoints import ResumeState
 from dreamlab.commands import Draws
 from dreamlab.config import signature
 from dreamlab.errors import UserError
@@ -24,6 +24,7 @@ from dreamlab.plain_loop import DTYPES, PlainLoop, plain_pipeline
 from dreamlab.progress import progress
 from dreamlab.resume import Start
 from dreamlab.roofline import count_flops, floor_ms, peak_of
+from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
 from dreamlab.sample import Sampler, draw, make_scheduler
 from dreamlab.schema import Train
@@ -59,8 +60,9 @@ def train_ours(config: Train, subject: Subject, warmup: int, updates: int) -> Ro
         sets = feed.image_sets(config, subject, model)
         module = assemble.module(config, model)
         batches = feed.batches(config, sets, start, module)
-        trainer: Any = assemble.trainer(config, subject, run, start, [clock], logger, assemble.average(config, module))
-        trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, (ResumeState, Snapshots))]
+        log = RunLog(run, config.steps, logger=logger)
+        trainer: Any = assemble.trainer(config, subject, [log], [clock], assemble.average(config, module))
+        trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, ResumeState)]
         trainer.profiler = clock.profiler
         trainer.fit(module, batches)
         if trainer.global_step < clock.steps:  # Ctrl-C ends a run of ours cleanly

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import start_command
 from run_files import PROMPTS, evaluation, write_lines, write_run
 
 from dreamlab import report
@@ -87,7 +88,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(sweep: Path) -> Path:
-    return compare(Report(sweep=str(sweep)))
+    return compare(Report(folder=str(sweep)))
 
 
 def test_the_table_holds_the_numbers_of_the_moment_that_stands_for_a_run(sweep: Path, page: Path) -> None:
@@ -179,7 +180,8 @@ def test_the_command_and_what_it_refuses(
     report.main()
     assert capsys.readouterr().out.strip() == str(out) and (tmp_path / "results.csv").is_file()
     for settings in (
-        Report(sweep=str(tmp_path)), Report(sweep=str(sweep / "run-0")), Report(runs=[]), Report(runs=[str(tmp_path)]),
+        Report(folder=str(tmp_path)), Report(folder=str(sweep / "run-0")), Report(runs=[]),
+        Report(runs=[str(tmp_path)]),
     ):  # fmt: skip
         with pytest.raises(UserError):
             report.report(settings)
@@ -285,7 +287,7 @@ def test_hostile_words_do_nothing_in_a_comparison(tmp_path: Path, browser: Any) 
         )  # fmt: skip
         run.set_status("failed", update=400, message=HOSTILE, seconds=HOSTILE)
         write_page(run)
-    html = compare(Report(sweep=str(tmp_path)))
+    html = compare(Report(folder=str(tmp_path)))
     open_page(browser, html)
     assert browser.execute_script("return window.hacked") is None
     assert browser.execute_script("return document.querySelectorAll('script').length") == 2
@@ -297,3 +299,13 @@ def test_hostile_words_do_nothing_in_a_comparison(tmp_path: Path, browser: Any) 
     assert len(browser.find_elements("css selector", ".sheet img")) == 10
     browser.find_element("css selector", "#table th a").click()
     assert browser.title.startswith("<img src=x"), "the link leads to the run's own page"
+
+
+@pytest.mark.slow
+def test_the_command_takes_plain_paths_and_a_folder(sweep: Path, tmp_path: Path) -> None:
+    first, second = sweep / "run-0", sweep / "run-1"
+    asked = ([str(sweep)], [f"folder={sweep}"], [str(first), str(second)], [str(first)])
+    for words, page in zip(asked, (sweep / "comparison.html",) * 3 + (first / "report.html",), strict=True):
+        log = tmp_path / "log.txt"
+        assert start_command("dreamlab.report", *words, log=log).wait(60) == 0, log.read_text()
+        assert log.read_text().strip() == str(page)
