@@ -72,11 +72,16 @@ def samples(
     config: Train, subject: Subject, log: RunLog, model: Family, averaged: Average | None, drawn: Drawn
 ) -> callbacks.Samples:
     """The sample prompts and seeds, bound to this model, or to the average of its weights."""
-    chosen, side = config.sampling, config.resolution
-    sampler = Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+    chosen = config.sampling
     seeds = [chosen.seed + k for k in range(chosen.images_per_prompt)]
-    draws = drawn.through(sampler, drawing(config, model, averaged, sampler, chosen.batch_size))
+    draws = drawn.through(sampler(config), drawing(config, model, averaged, sampler(config), chosen.batch_size))
     return callbacks.Samples(log, subject.sample_prompts, seeds, config.sample_every, draws)
+
+
+def sampler(config: Train) -> Sampler:
+    """How samples are drawn."""
+    chosen, side = config.sampling, config.resolution
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
 
 
 def drawing(

@@ -160,7 +160,7 @@ class Samples(Updates):
 
     def take(self, update: int) -> None:
         """Draw and keep every prompt x seed of one moment."""
-        pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        pairs = self.pairs()
         if not pairs:
             return
         images: dict[int, Image] = {}
@@ -168,13 +168,29 @@ class Samples(Updates):
 
             def keep(index: int, image: Image) -> None:
                 images[index] = image
-                prompt, seed = pairs[index]
-                save_png(image, self.paths(update)[index], {"prompt": prompt, "seed": seed, "update": update})
+                self._save(index, image, update)
                 advance()
 
             self.draw([prompt for prompt, _ in pairs], [seed for _, seed in pairs], keep)
-        shown = [images[index] for index in range(len(pairs))]
-        log_images(self.runlog.logger, shown, [f"{prompt} | seed {seed}" for prompt, seed in pairs], update)
+        self._show([images[index] for index in range(len(pairs))], update)
+
+    def keep(self, update: int, images: Sequence[Image]) -> None:
+        """Keep pictures that are drawn already, in the order of `pairs`."""
+        for index, image in enumerate(images):
+            self._save(index, image, update)
+        self._show(images, update)
+
+    def pairs(self) -> list[tuple[str, int]]:
+        """Prompt and seed of each picture."""
+        return [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+    def _save(self, index: int, image: Image, update: int) -> None:
+        prompt, seed = self.pairs()[index]
+        save_png(image, self.paths(update)[index], {"prompt": prompt, "seed": seed, "update": update})
+
+    def _show(self, images: Sequence[Image], update: int) -> None:
+        captions = [f"{prompt} | seed {seed}" for prompt, seed in self.pairs()]
+        log_images(self.runlog.logger, images, captions, update)
 
 
 class StopCleanly(Updates):

@@ -51,7 +51,7 @@ class Following:
         self.run.rewind(start.update)
         self.samples = assemble.samples(config, subject, self.log, model, average, drawn)
         if not self.samples.is_taken(0):
-            self.samples.take(0)
+            self.samples.keep(0, measuring.untouched(config, self.samples, model))
         if self.judge:
             self.moments = measuring.moments(config, subject, self.log, model, self.judge, average, drawn)
             if not self.moments.is_taken(0):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreamlab import assemble, encoders, precision
 from dreamlab.average import Average
-from dreamlab.callbacks import Draw
+from dreamlab.callbacks import Draw, Samples
 from dreamlab.drawn import Drawn
 from dreamlab.encoders import Encoder
 from dreamlab.errors import UserError
@@ -61,6 +61,17 @@ def moments(
     updates = evaluated_updates(chosen, config.steps)
     draws = drawn.through(_eval_sampler(config), drawing(config, model, averaged))
     return Moments(log, shots, judge, draws, base, updates, config.early_stop)
+
+
+def untouched(config: Train, samples: Samples, model: Family) -> list[Image.Image]:
+    """The samples of update 0; `model` must be untouched. All runs that would draw the same share them."""
+    pairs = samples.pairs()
+    paths = reference_images(
+        model, [prompt for prompt, _ in pairs], [seed for _, seed in pairs], assemble.sampler(config),
+        cache_dir=cache_dir(config.cache_dir), device=pick_device(config.device), precision=config.precision,
+        batch_size=config.sampling.batch_size,
+    )  # fmt: skip
+    return [Image.open(path).convert("RGB") for path in paths]
 
 
 def _eval_sampler(config: Train) -> Sampler:
