@@ -191,12 +191,12 @@ def main() -> None:
     """The console command dreamlab-report."""
     register_schemas()
     quiet_libraries()
-    sys.argv[1:] = _named(sys.argv[1:])
+    sys.argv[1:] = with_names(sys.argv[1:])
     with explained(setting_names(Report)):
         _command()
 
 
-def _named(words: Sequence[str]) -> list[str]:
+def with_names(words: Sequence[str]) -> list[str]:
     """The command line with plain paths put under their setting: a run, several runs, or a folder of them."""
     paths = [word for word in words if not word.startswith("-") and "=" not in word]
     if not paths:
