@@ -4,12 +4,14 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import Settings, are_identical, start_command, weights_of
 from hydra import initialize_config_dir
+from wandb_files import records
 
 from dreamlab.config import conf_dir, register_schemas
 from dreamlab.errors import UserError
@@ -147,3 +149,23 @@ def test_two_sweeps_at_once_share_an_empty_cache_and_the_same_runs(tiny: tuple[s
     assert sum(text.count("class images") > 0 for text in said) == 1, "and so were the class images"
     (prior,) = (tmp_path / "cache" / "prior").iterdir()
     assert len(list(prior.glob("*.png"))) == 2 and os.listdir(tmp_path / "cache" / "latents")
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_are_a_group_in_wandb(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    words = (*tiny, "steps=1,2", "prompts=[]", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'rex'}")
+    process = start_command("dreamlab.train", "-m", *words, f"out={tmp_path / 'out'}", log=tmp_path / "log.txt")
+    assert process.wait(200) == 0, (tmp_path / "log.txt").read_text()
+    runs = [
+        record.run for file in tmp_path.rglob("*.wandb") for record in records(file)
+        if record.WhichOneof("record_type") == "run"
+    ]  # fmt: skip
+    assert {run.run_group for run in runs} == {"rex"}
+    assert sorted(run.job_type for run in {run.run_id: run for run in runs}.values()) == ["sweep", "train", "train"]
+
+
+def test_help_stays_quick_since_nothing_heavy_is_imported() -> None:
+    heavy = "{'torch', 'pytorch_lightning', 'diffusers', 'transformers', 'wandb', 'matplotlib'}"
+    code = f"import sys, dreamlab.train, dreamlab.report, dreamlab.sweeps; print(sorted({heavy} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
