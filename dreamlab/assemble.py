@@ -7,22 +7,25 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import callbacks, checkpoints, loggers, precision, processes, shares
+from dreamlab import bookkeeping, callbacks, checkpoints, loggers, precision, processes, shares
 from dreamlab.adapters import adapt
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
+from dreamlab.captured import Captured, compile_parts, obstacle
 from dreamlab.config import build
 from dreamlab.drawn import Drawn
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
 from dreamlab.prior import fingerprint
+from dreamlab.progress import console
 from dreamlab.resume import settings_that_matter
 from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory, environment, write_json, written_whole
@@ -65,6 +68,11 @@ def base_model(config: Train) -> Family:
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())
+    if device.type == "cuda":  # convolutions in half precision are faster with the channels last
+        for name in ("unet", "vae"):
+            if name in model.parts():
+                network: Any = model.parts()[name]
+                network.to(memory_format=torch.channels_last)
     return model
 
 
@@ -130,6 +138,20 @@ def module(config: Train, model: Family) -> DreamBooth:
     )  # fmt: skip
 
 
+def captured(config: Train, module: DreamBooth) -> Captured | None:
+    """What replays the module's updates, on a GPU and where nothing is in the way, which is told."""
+    compile_parts(dict(module.trained.items()), config.trainer.compile)
+    device = pick_device(config.device)
+    if device.type == "cpu" or not config.trainer.capture:
+        return None
+    reason = obstacle(config)
+    if reason:
+        console.print(f"Updates are not captured as a CUDA graph: {reason}.", markup=False)
+        return None
+    module.captured = Captured(config.precision, device, config.max_grad_norm)
+    return module.captured
+
+
 def gathered(config: Train, run: RunDirectory) -> Family:
     """The model with the weights of the run's last state: where they were shared out, no process has them all."""
     model = base_model(config)
@@ -163,7 +185,7 @@ def snapshots(config: Train, subject: Subject, log: RunLog, averaged: Average | 
 
 def trainer(
     config: Train, subject: Subject, logs: Sequence[RunLog], beside: Sequence[Callback],
-    averaged: Average | None = None, after: Sequence[Callback] = (),
+    averaged: Average | None = None, after: Sequence[Callback] = (), captured: Captured | None = None,
 ) -> Trainer:  # fmt: skip
     """Lightning's trainer with our callbacks; it counts updates, not micro-batches, in `max_steps`.
 
@@ -172,13 +194,13 @@ def trainer(
     """
     device = pick_device(config.device)
     is_shared_out = processes.is_shared_out(config.trainer.devices, config.trainer.strategy)
-    chosen = precision.plugin(config.precision, device, config.seed)
+    chosen = captured or precision.plugin(config.precision, device, config.seed)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
     every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
-        callbacks.Metrics(logs, per_update), callbacks.TrainingProgress(config.steps), *beside,
+        bookkeeping.Metrics(logs, per_update), callbacks.TrainingProgress(config.steps), *beside,
         checkpoints.ResumeState(logs, every, config.keep_states, settings), *after, callbacks.StopCleanly(),
     ]  # fmt: skip
     return Trainer(

@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,12 +17,9 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from dreamlab.loggers import log_images
-from dreamlab.loss import masked_mean
 from dreamlab.pictures import save_png
-from dreamlab.precision import scaler_metrics
 from dreamlab.progress import progress
 from dreamlab.runlog import RunLog
 
@@ -74,60 +70,6 @@ class TrainingProgress(Updates):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the bar, whatever ended the run."""
         self._stack.close()
-
-
-class Metrics(Updates):
-    """One line of metrics.jsonl per update, and the same numbers to the logger, of every run that isn't over."""
-
-    def __init__(self, logs: Sequence[RunLog], images_per_update: int) -> None:
-        self.logs, self.images_per_update = logs, images_per_update
-        self._since = time.perf_counter()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if torch.cuda.is_available():  # what sampling class images took is not what training takes
-            torch.cuda.reset_peak_memory_stats()
-        self._since = time.perf_counter()
-
-    def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
-        now = time.perf_counter()
-        errors, timesteps, is_prior = (torch.cat(parts) for parts in zip(*module.losses, strict=True))
-        module.losses.clear()
-        if trainer.world_size > 1:  # every process has as many samples
-            errors, timesteps, is_prior = (module.all_gather(one).flatten() for one in (errors, timesteps, is_prior))
-        row = {
-            **mean_losses(errors, timesteps, is_prior, module.objective.prior_weight, len(module.model.alphas_cumprod)),
-            "train/grad_norm": module.grad_norm.item(),
-            **module.rates,
-            **scaler_metrics(trainer.precision_plugin),
-            "perf/images_per_s": self.images_per_update / (now - self._since),
-            "perf/peak_gib": peak_gib(module.device),
-        }
-        self._since = now
-        module.record = row
-        if not trainer.is_global_zero:
-            return
-        for log in self.logs:
-            if update <= log.steps:
-                log.run.append_metrics({"update": update, **row})
-                if log.logger is not None:
-                    log.logger.log_metrics(row, step=update)
-
-
-def mean_losses(
-    errors: Tensor, timesteps: Tensor, is_prior: Tensor, prior_weight: float, num_train_timesteps: int
-) -> dict[str, float]:
-    """The loss, its halves, and each half by quarters of the noise schedule, from an update's samples `(N,)`.
-
-    Quarter 1 holds the least noise. A quarter or a half without a sample has no entry, but for the prior's loss: 0.
-    """
-    errors, quarters = errors.double(), timesteps * 4 // num_train_timesteps + 1
-    instance, prior = (masked_mean(errors, half).item() for half in (~is_prior, is_prior))
-    row = {"train/loss": instance + prior_weight * prior, "train/loss_instance": instance, "train/loss_prior": prior}
-    for name, half in (("instance", ~is_prior), ("prior", is_prior)):
-        for quarter in sorted(set(quarters[half].tolist())):
-            row[f"train/loss_{name}_q{quarter}"] = errors[half & (quarters == quarter)].mean().item()
-    return row
 
 
 OnImage = Callable[[int, Image], None]

@@ -71,6 +71,7 @@ CHOICES = {
     "data.background": ("white", "black"), "data.resample": ("lanczos", "bilinear"), "objective.loss": ("l2", "huber"),
     "data.pairing": ("independent", "by_index"), "prior.kind": ("images", "distill", "none"),
     "count": ("updates", "micro_batches"), "trainer.strategy": ("ddp", "fsdp"),
+    "trainer.compile": ("off", "blocks", "full"),
     "early_stop": ("none", "memorisation", "drift"), "eval.sampler": tuple(SAMPLERS),
 }  # fmt: skip
 

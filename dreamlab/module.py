@@ -5,7 +5,7 @@ A photo's path: `Batch` -> latents -> noisy latents (diffusion.py) -> the denois
 checkpoints hold those and no frozen weight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +35,15 @@ class Objective:
     huber_delta: float | None = None  # None: squared error
 
 
+class Draws(NamedTuple):
+    """What a batch draws by chance: noise `(B, C, h, w)` float32 and timesteps `(B,)` int64."""
+
+    posterior: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    offset: Tensor | None = None  # (B, C, 1, 1)
+
+
 class Noised(NamedTuple):
     """A batch on its way through the forward process; all but `timesteps` `(B,)` are `(B, C, h, w)`."""
 
@@ -60,8 +69,10 @@ class DreamBooth(LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self.lr, self.text_encoder_lr, self.text_encoder_stop = lr, text_encoder_lr, text_encoder_stop
         self.seed, self.objective = seed, objective
+        self._alphas: dict[torch.device, Tensor] = {}
+        self.captured: Any = None  # captured.Captured, where updates are replayed
         self._texts: dict[tuple[int, ...], Tensor] = {}  # what a frozen text encoder makes of each prompt
-        # What callbacks.Metrics reads after each update, and empties
+        # What bookkeeping.Metrics reads after each update, and empties
         self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # each micro-batch's errors, timesteps and is_prior (B,)
         self.grad_norm = torch.zeros(())  # before clipping
         self.rates: dict[str, float] = {}  # learning rates the update was made with
@@ -74,51 +85,65 @@ class DreamBooth(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch, a float32 scalar."""
+        if self.captured is not None:
+            return self.captured.update(self, batch)
         noised = self.noised(batch)
         losses = self.loss(batch, noised)
         self.losses.append((losses.errors.detach(), noised.timesteps, batch.is_prior))
         return losses.total
 
-    def loss(self, batch: Batch, noised: Noised | None = None) -> Losses:
+    def loss(self, batch: Batch, noised: Noised | None = None, text: Any = None) -> Losses:
         """Noise the batch, predict, compare: all random numbers from (seed, update, sample)."""
         model, goal, noised = self.model, self.objective, noised or self.noised(batch)
-        pred = model.predict(noised.noisy_latents, noised.timesteps, self.text(batch.input_ids, batch.update))
-        wanted = target(
-            model.prediction_type, noised.latents, noised.noise, noised.timesteps, model.alphas_cumprod
-        )  # fmt: skip
+        text = self.text(batch.input_ids, batch.update) if text is None else text
+        pred = model.predict(noised.noisy_latents, noised.timesteps, text)
+        alphas = self.alphas_cumprod(noised.latents.device)
+        wanted = target(model.prediction_type, noised.latents, noised.noise, noised.timesteps, alphas)
         if batch.teacher is not None:
             wanted = wanted.clone()
             wanted[batch.is_prior] = batch.teacher.to(wanted.dtype)
         weights = None
         if goal.min_snr_gamma is not None:
-            weights = min_snr_weights(
-                model.prediction_type, noised.timesteps, model.alphas_cumprod, goal.min_snr_gamma
-            ).to(wanted.device)  # fmt: skip
+            weights = min_snr_weights(model.prediction_type, noised.timesteps, alphas, goal.min_snr_gamma)
         return dreambooth_loss(
             pred, wanted, batch.is_prior, goal.prior_weight, weights, mask=batch.mask, huber_delta=goal.huber_delta
         )
 
-    def noised(self, batch: Batch) -> Noised:
+    def noised(self, batch: Batch, draws: Draws | None = None) -> Noised:
         """Latents, noise and timesteps of a batch, and what the forward process makes of them."""
-        latents = self.latents(batch)
-        noise = self.noise(Use.NOISE, batch, latents)
-        if self.objective.noise_offset:  # a shift of whole channels, as noise of a variance of its own
-            noise = noise + self.objective.noise_offset * self.noise(Use.OFFSET, batch, latents[:, :, :1, :1])
-        steps = timesteps(
-            self.seed, batch.update, batch.samples, batch.is_prior.tolist(), len(self.model.alphas_cumprod)
-        ).to(latents.device)
-        return Noised(latents, noise, steps, add_noise(latents, noise, steps, self.model.alphas_cumprod))
+        mean, std = self.moments(batch)
+        draws = draws or self.draws(batch, mean)
+        latents, noise, alphas = mean + std * draws.posterior, draws.noise, self.alphas_cumprod(mean.device)
+        if draws.offset is not None:  # a shift of whole channels, as noise of a variance of its own
+            noise = noise + self.objective.noise_offset * draws.offset
+        return Noised(latents, noise, draws.timesteps, add_noise(latents, noise, draws.timesteps, alphas))
 
-    def latents(self, batch: Batch) -> Tensor:
-        """A draw from the VAE's posterior `(B, C, h, w)`, float32; moments are encoded here unless they were cached."""
+    def draws(self, batch: Batch, like: Tensor) -> Draws:
+        """All that is random about a batch whose latents have the shape and device of `like`."""
+        is_prior = batch.is_prior.tolist()
+
+        def drawn(use: Use, shape: Sequence[int]) -> Tensor:
+            return normal(self.seed, use, batch.update, batch.samples, is_prior, shape).to(like.device)
+
+        shape, count = like.shape[1:], len(self.model.alphas_cumprod)
+        steps = timesteps(self.seed, batch.update, batch.samples, is_prior, count).to(like.device)
+        offset = drawn(Use.OFFSET, (shape[0], 1, 1)) if self.objective.noise_offset else None
+        return Draws(drawn(Use.POSTERIOR, shape), drawn(Use.NOISE, shape), steps, offset)
+
+    def moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the VAE's posterior `(B, C, h, w)`, encoded here unless they were cached."""
+        if batch.moments is not None:
+            return batch.moments
+        if batch.pixel_values is None:
+            raise ValueError("a batch holds pixel values or moments")
         with torch.no_grad():
-            if batch.moments is not None:
-                mean, std = batch.moments
-            elif batch.pixel_values is not None:
-                mean, std = self.model.encode_images(batch.pixel_values)
-            else:
-                raise ValueError("a batch holds pixel values or moments")
-            return mean + std * self.noise(Use.POSTERIOR, batch, mean)
+            return self.model.encode_images(batch.pixel_values)
+
+    def alphas_cumprod(self, device: torch.device) -> Tensor:
+        """The noise schedule on `device`, brought there once."""
+        if device not in self._alphas:
+            self._alphas[device] = self.model.alphas_cumprod.to(device)
+        return self._alphas[device]
 
     def text(self, input_ids: Tensor, update: int) -> Any:
         """The conditioning of token ids `(B, L)`; a frozen encoder reads each prompt once, and then leaves the GPU."""
@@ -134,14 +159,9 @@ class DreamBooth(LightningModule):
             self._texts |= dict(zip(unread, hidden.split(1), strict=True))
         return torch.cat([self._texts[row] for row in rows])
 
-    def noise(self, use: Use, batch: Batch, like: Tensor) -> Tensor:
-        """Standard normal numbers of the shape and device of `like` `(B, C, h, w)`."""
-        drawn = normal(self.seed, use, batch.update, batch.samples, batch.is_prior.tolist(), like.shape[1:])
-        return drawn.to(like.device)
-
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning's hook for a batch that is no dictionary."""
-        return batch.to(device)
+        return batch if self.captured is not None else batch.to(device)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
@@ -154,6 +174,10 @@ class DreamBooth(LightningModule):
         """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
         are_shares = isinstance(self.trainer.strategy, FSDPStrategy)
         self.grad_norm = total_norm(list(self.trained.parameters()), are_shares)
+        self.keep_rates(optimizer)
+
+    def keep_rates(self, optimizer: Optimizer) -> None:
+        """Note the learning rates of this update."""
         self.rates = {  # Prodigy multiplies its rate by its own estimate d
             f"train/lr_{group['name']}": group["lr"] * group.get("d", 1.0) for group in optimizer.param_groups
         }

@@ -105,6 +105,8 @@ class Trainer:
 
     devices: int = 1  # GPUs (or CPU processes) of this machine; batch_size is for each
     strategy: str = "ddp"  # with several devices. ddp: each holds the model | fsdp: shared out, for what doesn't fit
+    capture: bool = True  # on a GPU: replay updates as a CUDA graph, where they can be (captured.py)
+    compile: str = "off"  # off | blocks: the repeated blocks, in seconds | full: the whole networks, in minutes
     deterministic: bool = False  # on a GPU: kernels that add in a fixed order, so that a resumed run is bit-exact
 
 

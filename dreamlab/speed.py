@@ -61,7 +61,8 @@ def train_ours(config: Train, subject: Subject, warmup: int, updates: int) -> Ro
         module = assemble.module(config, model)
         batches = feed.batches(config, sets, start, module)
         log = RunLog(run, config.steps, logger=logger)
-        trainer: Any = assemble.trainer(config, subject, [log], [clock], assemble.average(config, module))
+        average, captured = assemble.average(config, module), assemble.captured(config, module)
+        trainer: Any = assemble.trainer(config, subject, [log], [clock], average, captured=captured)
         trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, ResumeState)]
         trainer.profiler = clock.profiler
         trainer.fit(module, batches)

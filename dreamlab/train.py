@@ -98,6 +98,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
 def _lead(followed: "Sequence[Following]", start: "Start", module: "DreamBooth", batches: "DataLoader[Any]") -> None:
     """Sample, train, save, sample again; each run is left finished, or interrupted with a state to go on from."""
     from dreamlab import assemble
+    from dreamlab.captured import uncompile
     from dreamlab.drawn import Drawn
     from dreamlab.following import Conclusions
 
@@ -109,9 +110,11 @@ def _lead(followed: "Sequence[Following]", start: "Start", module: "DreamBooth",
         watching = [drawn, *(watch for one in followed for watch in one.watching())]
         shorter = [one for one in followed if one.log.steps < longest.log.steps]
         trainer = assemble.trainer(
-            longest.config, longest.subject, [one.log for one in followed], watching, average, [Conclusions(shorter)]
-        )
+            longest.config, longest.subject, [one.log for one in followed], watching, average, [Conclusions(shorter)],
+            assemble.captured(longest.config, module),
+        )  # fmt: skip
         trainer.fit(module, batches, ckpt_path=start.checkpoint, weights_only=True)
+        uncompile(module.trained)
         reached = trainer.global_step
         if reached < longest.log.steps and not longest.stopped_by:
             raise KeyboardInterrupt

@@ -78,10 +78,10 @@ def test_cached_moments_are_the_encoders_and_are_sampled_anew_each_update(photos
         one, other = cached.batch(update, 0), pixels.batch(update, 0)
         assert one.pixel_values is None and other.moments is None
         # one convolution over two photos and two over one round differently
-        torch.testing.assert_close(module.latents(one), module.latents(other), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(module.noised(one).latents, module.noised(other).latents, atol=1e-4, rtol=1e-4)
     mean, std = images.picture(0, Region(64, 64))
     first, second = (
-        module.latents(Batch(IDS[None], torch.tensor([False]), u, [0], moments=(mean[None], std[None])))
+        module.noised(Batch(IDS[None], torch.tensor([False]), u, [0], moments=(mean[None], std[None]))).latents
         for u in range(2)
     )  # fmt: skip
     assert not torch.equal(first, second)

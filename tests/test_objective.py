@@ -11,7 +11,7 @@ from tiny_models import save_tiny
 from torch.nn.functional import huber_loss, mse_loss
 
 from dreamlab import assemble, feed
-from dreamlab.callbacks import mean_losses
+from dreamlab.bookkeeping import mean_losses
 from dreamlab.checks import check
 from dreamlab.diffusion import min_snr_weights
 from dreamlab.distill import prior_half

@@ -87,7 +87,7 @@ class _Stop(Exception):
 def test_an_interrupted_training_goes_on_for_those_that_are_not_finished(
     settings: Settings, alone: list[RunDirectory], tmp_path: Path, update: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dreamlab.callbacks import Metrics
+    from dreamlab.bookkeeping import Metrics
 
     configs, whole = line(settings, tmp_path, *MEASURED, "save_every=2"), Metrics.on_update
 

@@ -1,0 +1,239 @@
+"""Updates as one CUDA graph: a GPU replays the kernels of an update without waiting for Python to ask for each.
+
+Stable Diffusion's eager update issues thousands of small kernels, and the GPU idles more than half of the time. Here
+the first updates run as they are, then one is recorded: forward and backward pass, clipping and, where the optimizer
+allows it, its step. What changes from update to update, latents, noise, timesteps, prompts and rates, is copied
+into fixed buffers, so that randomness stays a function of seed and update. The plain way is module.py's; this does the
+same arithmetic. It is a precision plugin of Lightning's, which thereby neither steps nor clips itself.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.precision import Precision
+from torch import Tensor, nn
+
+from dreamlab.data import Batch
+from dreamlab.module import Draws, DreamBooth
+from dreamlab.precision import autocast
+from dreamlab.schema import Train
+from dreamlab.shares import total_norm
+
+WARM_UP = 3  # updates before the recorded one: libraries choose kernels, the optimizer makes its state
+BUFFERS = ("mean", "std", "posterior", "noise", "offset", "timesteps", "text", "mask")
+
+
+def obstacle(config: Train) -> str | None:
+    """Why the updates of these settings can't be recorded; None where they can, on a GPU."""
+    reasons = {
+        "trainer.devices above 1": config.trainer.devices > 1,
+        "accumulate above 1": config.accumulate > 1,
+        "random crops, which are encoded anew for each update": config.data.crop == "random" and not config.data.crops,
+        "data.buckets, since shapes change": config.data.buckets,
+        "model.padding=longest, since shapes change": config.model.padding == "longest",
+        "prior=distill": config.prior.kind == "distill" and config.prior_weight > 0,
+        "text_encoder_stop": config.text_encoder_stop is not None,
+        "precision=bf16_pure, whose rounding is drawn for each update": config.precision == "bf16_pure",
+        "bitsandbytes' paged optimizers": "Paged" in str(config.optimizer.get("_target_")),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+class Captured(Precision):
+    """Trains a DreamBooth module by replaying its update; `name` is the forward pass's precision.
+
+    On a CPU nothing is recorded, and each update runs as the recorded one would.
+    """
+
+    precision = "32-true"
+
+    def __init__(self, name: str, device: torch.device, max_grad_norm: float | None) -> None:
+        super().__init__()
+        self.name, self.device, self.max_grad_norm = name, device, max_grad_norm
+        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        self.skipped = torch.zeros((), device=device)
+        self._graph: Any = None
+        self._calls = 0
+        self._buffers: dict[str, Tensor] = {}
+        self._batch: Batch
+        self._rates: list[Tensor] = []
+        self._told: list[float] = []
+        self._errors = self._norm = self._loss = torch.zeros(())
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **_: Any) -> Any:  # type: ignore[override]
+        """Lightning's hook: the closure's training step is the whole update."""
+        return closure()
+
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Lightning's hook; the gradients have been used already."""
+
+    def update(self, module: DreamBooth, batch: Batch) -> Tensor:
+        """One whole update from a batch on the CPU; returns its loss."""
+        optimizer = module.trainer.optimizers[0]
+        if not self._calls:
+            self._prepare(optimizer)
+        self._fill(module, batch, optimizer)
+        if self._graph is not None:
+            self._graph.replay()
+        elif self.device.type == "cpu":
+            self._run(module, optimizer)
+        elif self._calls < WARM_UP:
+            self._beside(lambda: self._run(module, optimizer))
+        else:
+            self._record(module, optimizer)
+        if not self._steps_inside(optimizer):
+            self._step(optimizer)
+        self._calls += 1
+        timesteps = self._buffers["timesteps"].clone()
+        module.losses.append((self._errors.clone(), timesteps, self._batch.is_prior))
+        module.grad_norm = self._norm.clone()
+        module.keep_rates(optimizer)
+        return self._loss.clone()
+
+    def _prepare(self, optimizer: Any) -> None:
+        """After a resume, too: its step counts lie on the CPU."""
+        self._rates = [torch.tensor(float(group["lr"]), device=self.device) for group in optimizer.param_groups]
+        self._told = [float(group["lr"]) for group in optimizer.param_groups]
+        for state in optimizer.state.values() if self._steps_inside(optimizer) else ():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(self.device)
+
+    @staticmethod
+    def _steps_inside(optimizer: Any) -> bool:
+        """Whether the optimizer counts its steps where the GPU can."""
+        return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam)
+
+    def _fill(self, module: DreamBooth, batch: Batch, optimizer: Any) -> None:
+        """Copy what is new in this update to where the graph reads it."""
+        if batch.moments is None:
+            raise ValueError("captured updates need cached latents")
+        draws = module.draws(batch, batch.moments[0])
+        found: dict[str, Tensor | None] = {"mean": batch.moments[0], "std": batch.moments[1], "mask": batch.mask}
+        found |= draws._asdict()
+        trains_text = any(name.startswith("text_encoder") for name in module.trained)
+        with autocast(self.name, self.device):
+            found["text"] = batch.input_ids if trains_text else module.text(batch.input_ids, batch.update)
+        for name in BUFFERS:
+            value = found[name]
+            if value is not None:
+                self._copy(name, value)
+        if not self._calls:
+            self._batch = replace(batch, is_prior=batch.is_prior.to(self.device), input_ids=self._buffers["text"])
+            self._batch.moments, self._batch.mask = None, self._buffers.get("mask")
+        for place, group in enumerate(optimizer.param_groups):
+            if group["lr"] != self._told[place]:
+                self._told[place] = group["lr"]
+                self._rates[place].fill_(group["lr"])
+
+    def _copy(self, name: str, value: Tensor) -> None:
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty_like(value, device=self.device)
+        is_pinned = self.device.type == "cuda" and value.device.type == "cpu"
+        self._buffers[name].copy_(value.pin_memory() if is_pinned else value, non_blocking=True)
+
+    def _beside(self, run: Any) -> None:
+        """On a stream of its own, as recording demands of what goes before it."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _record(self, module: DreamBooth, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()  # the graph has a pool of its own
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run(module, optimizer)
+        graph.replay()
+        self._graph = graph
+        uncompile(module.trained)  # the graph holds the kernels
+
+    def _run(self, module: DreamBooth, optimizer: Any) -> None:
+        """The update itself, from the buffers."""
+        buffers = self._buffers
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(self.name, self.device):
+            draws = Draws(**{name: buffers.get(name) for name in Draws._fields})  # type: ignore[arg-type]
+            noised = module.noised(replace(self._batch, moments=(buffers["mean"], buffers["std"])), draws)
+            trains_text = any(name.startswith("text_encoder") for name in module.trained)
+            text = module.model.encode_text(buffers["text"]) if trains_text else buffers["text"]
+            losses = module.loss(self._batch, noised, text)
+        (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+        weights = [weight for weight in module.trained.parameters() if weight.grad is not None]
+        self._norm = total_norm(weights, are_shares=False)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, self._norm)
+        if self._steps_inside(optimizer):
+            with self._capturable(optimizer):
+                self._step(optimizer)
+        self.skipped += ~self._norm.isfinite()
+        self._errors, self._loss = losses.errors.detach(), losses.total.detach()
+
+    def _step(self, optimizer: Any) -> None:
+        if self.scaler:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        else:
+            optimizer.step()
+
+    @contextmanager
+    def _capturable(self, optimizer: Any) -> Iterator[None]:
+        """The optimizer's fused kernels, with rates that lie on the GPU; its groups are put back as they were."""
+        before = [
+            {key: group[key] for key in ("lr", "fused", "capturable", "foreach")} for group in optimizer.param_groups
+        ]
+        supports, optimizer._step_supports_amp_scaling = getattr(optimizer, "_step_supports_amp_scaling", False), True
+        on_gpu = self.device.type == "cuda"
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group.update(lr=rate if on_gpu else group["lr"], fused=True, capturable=on_gpu, foreach=False)
+        try:
+            yield
+        finally:
+            for group, own in zip(optimizer.param_groups, before, strict=True):
+                group.update(own)
+            optimizer._step_supports_amp_scaling = supports
+
+    def state_dict(self) -> dict[str, Any]:
+        """As precision.Scaled's, so that a run can go on either way."""
+        if self.scaler is None:
+            return {}
+        return {**self.scaler.state_dict(), "skipped_updates": int(self.skipped)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.scaler is not None:
+            self.skipped.fill_(state_dict["skipped_updates"])
+            self.scaler.load_state_dict({k: v for k, v in state_dict.items() if k != "skipped_updates"})
+
+    def numbers(self) -> dict[str, Tensor]:
+        """fp16's scaler as tensors, which nobody has to wait for."""
+        if self.scaler is None:
+            return {}
+        scale: Any = self.scaler._get_scale_async()
+        return {
+            "train/skipped_updates": self.skipped.clone(),
+            "train/loss_scale": scale.clone(),
+        }
+
+
+def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
+    """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    if how == "off":
+        return
+    for part in parts.values():
+        for module in [part] if how == "full" else part.modules():
+            if how == "full" or isinstance(module, BasicTransformerBlock | ResnetBlock2D):
+                module.compile()
+
+
+def uncompile(trained: nn.Module) -> None:
+    """Back to what it was: pictures have other shapes, and would each be compiled for."""
+    for module in trained.modules():
+        module._compiled_call_impl = None

@@ -1,0 +1,82 @@
+"""Updates that are replayed: the same arithmetic as the plain ones, and a word where they can't be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Settings
+
+from dreamlab import assemble, feed
+from dreamlab.captured import Captured, obstacle
+from dreamlab.checks import check
+from dreamlab.resume import Start
+from dreamlab.runlog import RunLog
+from dreamlab.runs import RunDirectory
+from dreamlab.schema import Train
+
+Weights = dict[str, torch.Tensor]
+
+
+def fitted(config: Train, folder: Path, is_captured: bool) -> tuple[RunDirectory, Weights]:
+    """A run without samples, its updates replayed or not, whatever the device."""
+    config, subject = check(config)
+    model, run, start = assemble.base_model(config), RunDirectory(folder), Start("s")
+    run.path.mkdir(parents=True, exist_ok=True)
+    sets, module = feed.image_sets(config, subject, model), assemble.module(config, model)
+    device = next(module.trained.parameters()).device
+    captured = Captured(config.precision, device, config.max_grad_norm) if is_captured else None
+    module.captured = captured
+    state = run.states()[0] if run.states() else None
+    start = Start("s", state, int(run.status()["update"])) if state else start
+    trainer = assemble.trainer(config, subject, [RunLog(run, config.steps, "s")], [], captured=captured)
+    trainer.fit(module, feed.batches(config, sets, start, module), ckpt_path=start.checkpoint, weights_only=True)
+    return run, {name: weight.detach().cpu().clone() for name, weight in module.trained.state_dict().items()}
+
+
+def are_near(one: Weights, other: Weights, most: float) -> bool:
+    return all((one[name] - other[name]).abs().max() <= most for name in other)
+
+
+VARIANTS = (
+    (), ("adapter.train=[unet]",), ("schedule=constant_with_warmup", "schedule.warmup=3"),
+    ("objective.min_snr_gamma=5", "objective.noise_offset=0.1", "prior_weight=0"), ("max_grad_norm=null", "ema=0.5"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", VARIANTS, ids=lambda words: words[0] if words else "plain")
+def test_a_replayed_update_is_the_plain_one(settings: Settings, tmp_path: Path, words: tuple[str, ...]) -> None:
+    config = settings("steps=4", "lr=1e-4", *words)
+    plain, ours = fitted(config, tmp_path / "plain", False), fitted(config, tmp_path / "ours", True)
+    for row, other in zip(ours[0].read_metrics(), plain[0].read_metrics(), strict=True):
+        assert row.keys() == other.keys()
+        for key in ("train/loss", "train/grad_norm", "train/lr_unet"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4), key
+    assert are_near(ours[1], plain[1], 2e-5)  # fused AdamW rounds differently, and early updates are of lr's size
+
+
+def test_a_replayed_run_goes_on_from_a_plain_ones_state_and_the_other_way(settings: Settings, tmp_path: Path) -> None:
+    whole = fitted(settings("steps=4", "lr=1e-4"), tmp_path / "whole", False)[1]
+    for name, first in (("plain first", False), ("replayed first", True)):
+        fitted(settings("steps=2", "lr=1e-4"), tmp_path / name, first)
+        run, weights = fitted(settings("steps=4", "lr=1e-4"), tmp_path / name, not first)
+        assert [row["update"] for row in run.read_metrics()] == [1, 2, 3, 4]
+        assert are_near(weights, whole, 2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu_a_graph_follows_the_plain_loss_curve(settings: Settings, tmp_path: Path, precision: str) -> None:
+    config = settings("steps=30", "lr=2e-5", f"precision={precision}", "device=cuda")
+    plain, ours = (fitted(config, tmp_path / name, name == "ours")[0].read_metrics() for name in ("plain", "ours"))
+    tolerance = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}[precision]
+    assert [row["train/loss"] for row in ours] == pytest.approx([row["train/loss"] for row in plain], rel=tolerance)
+
+
+def test_what_cannot_be_recorded_is_said(settings: Settings) -> None:
+    assert obstacle(settings()) is None
+    for word, told in (
+        ("accumulate=2", "accumulate"), ("data.crop=random", "random crops"), ("precision=bf16_pure", "bf16_pure"),
+        ("prior=distill", "distill"), ("text_encoder_stop=1", "text_encoder_stop"), ("data.buckets=true", "shapes"),
+    ):  # fmt: skip
+        assert told in str(obstacle(settings(word)))
