@@ -84,8 +84,8 @@ class Captured(Precision):
             self._beside(lambda: self._run(module, optimizer))
         else:
             self._record(module, optimizer)
-        if not self._steps_inside(optimizer):
-            self._step(optimizer)
+        if not self._steps_inside(optimizer) and (self.scaler is None or bool(self._norm.isfinite())):
+            optimizer.step()  # fp16 waits for the norm here, since an update that overflows is skipped
         self._calls += 1
         timesteps = self._buffers["timesteps"].clone()
         module.losses.append((self._errors.clone(), timesteps, self._batch.is_prior))
@@ -170,16 +170,11 @@ class Captured(Precision):
             torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, self._norm)
         if self._steps_inside(optimizer):
             with self._capturable(optimizer):
-                self._step(optimizer)
+                self.scaler.step(optimizer) if self.scaler else optimizer.step()
+        if self.scaler:
+            self.scaler.update()
         self.skipped += ~self._norm.isfinite()
         self._errors, self._loss = losses.errors.detach(), losses.total.detach()
-
-    def _step(self, optimizer: Any) -> None:
-        if self.scaler:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
-            optimizer.step()
 
     @contextmanager
     def _capturable(self, optimizer: Any) -> Iterator[None]:
