@@ -5,10 +5,12 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dreamlab.errors import UserError, did_you_mean
 
@@ -81,8 +83,12 @@ def adapt(
 
 
 def checkpoint_activations(part: Any) -> None:
-    """Recompute activations in the backward pass: diffusers' and transformers' names for the same switch."""
+    """Recompute activations in the backward pass: diffusers' and transformers' names for the same switch.
+
+    No random state is put back for it, which a CUDA graph could not record: nothing in these networks is random.
+    """
+    how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if hasattr(part, "enable_gradient_checkpointing"):
-        part.enable_gradient_checkpointing()
+        part.enable_gradient_checkpointing(partial(checkpoint, **how))
     else:
-        part.gradient_checkpointing_enable()
+        part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)

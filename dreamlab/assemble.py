@@ -68,7 +68,8 @@ def base_model(config: Train) -> Family:
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())
-    if device.type == "cuda":  # convolutions in half precision are faster with the channels last
+    # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
+    if device.type == "cuda" and "bitsandbytes" not in config.optimizer["_target_"]:
         for name in ("unet", "vae"):
             if name in model.parts():
                 network: Any = model.parts()[name]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dreamlab.data import Batch
 from dreamlab.module import Draws, DreamBooth
+from dreamlab.optim import step
 from dreamlab.precision import autocast
 from dreamlab.schema import Train
 from dreamlab.shares import total_norm
@@ -85,7 +86,7 @@ class Captured(Precision):
         else:
             self._record(module, optimizer)
         if not self._steps_inside(optimizer) and (self.scaler is None or bool(self._norm.isfinite())):
-            optimizer.step()  # fp16 waits for the norm here, since an update that overflows is skipped
+            step(optimizer)  # fp16 waits for the norm here, since an update that overflows is skipped
         self._calls += 1
         timesteps = self._buffers["timesteps"].clone()
         module.losses.append((self._errors.clone(), timesteps, self._batch.is_prior))
@@ -218,13 +219,12 @@ class Captured(Precision):
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
     from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.resnet import ResnetBlock2D
 
     if how == "off":
         return
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
-            if how == "full" or isinstance(module, BasicTransformerBlock | ResnetBlock2D):
+            if how == "full" or isinstance(module, BasicTransformerBlock):
                 module.compile()
 
 

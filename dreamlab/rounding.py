@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dreamlab.optim import step
+
 
 def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
     """Finite float32 `values` as one of their two bfloat16 neighbours, by chance; bfloat16 numbers stay themselves.
@@ -36,7 +38,7 @@ def step_rounded(optimizer: Optimizer, generator: torch.Generator) -> None:
                 weight.data = weight.data.float()
                 weight.grad = gradient.float()
             optimizer.param_groups = [group]
-            optimizer.step()
+            step(optimizer)
             for weight in weights:
                 weight.grad = None
                 weight.data = round_stochastically(weight.data, generator)

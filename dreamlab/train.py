@@ -73,6 +73,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     """Teach the subject once for all members, the shortest first."""
     from dreamlab import assemble, encoders, feed
     from dreamlab.following import Following
+    from dreamlab.memory import explained_shortage, tell_need
     from dreamlab.runlog import RunLog
 
     config, subject, run, _ = members[-1]
@@ -83,9 +84,11 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
             guards.enter_context(own_run.guarded(own_start.signature, start.update))
             log = RunLog(own_run, own_config.steps, own_start.signature)
             followed.append(Following(own_config, own_subject, log, load))
+        guards.enter_context(explained_shortage())
         model = assemble.base_model(config)
         sets = feed.image_sets(config, subject, model)
         module = assemble.module(config, model)
+        tell_need(config, module)
         batches = feed.batches(config, sets, start, module)
         if followed:
             _lead(followed, start, module, batches)

@@ -1,6 +1,7 @@
 """Updates that are replayed: the same arithmetic as the plain ones, and a word where they can't be."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from conftest import Settings
 from dreamlab import assemble, feed
 from dreamlab.captured import Captured, obstacle
 from dreamlab.checks import check
+from dreamlab.errors import UserError
+from dreamlab.memory import estimate_gib
 from dreamlab.resume import Start
 from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Train
+from dreamlab.train import train
 
 Weights = dict[str, torch.Tensor]
 
@@ -80,3 +84,28 @@ def test_what_cannot_be_recorded_is_said(settings: Settings) -> None:
         ("prior=distill", "distill"), ("text_encoder_stop=1", "text_encoder_stop"), ("data.buckets=true", "shapes"),
     ):  # fmt: skip
         assert told in str(obstacle(settings(word)))
+
+
+def test_too_little_memory_becomes_a_sentence_that_names_what_fits(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("dreamlab.module.DreamBooth.loss", explode)
+    with pytest.raises(UserError, match=r"memory.*too small.*hardware=8gb"):
+        train(settings(f"out={tmp_path}", "prompts=[]"))
+    assert "too small" in RunDirectory(next(tmp_path.iterdir())).status()["message"]
+
+
+def test_the_estimate_is_near_what_was_measured_at_full_size(settings: Settings) -> None:
+    counts = {"unet": 859_520_964, "text_encoder": 123_060_480}  # Stable Diffusion 1.5
+    with torch.device("meta"):
+        trained = torch.nn.ModuleDict(
+            {name: torch.nn.ParameterList([torch.nn.Parameter(torch.empty(n))]) for name, n in counts.items()}
+        )
+    model = SimpleNamespace(latent_factor=lambda: 8)
+    for word, measured in (("24gb", 15.55), ("16gb", 9.9), ("12gb", 8.9)):
+        config = settings(f"hardware={word}", "resolution=512")
+        got = estimate_gib(config, SimpleNamespace(trained=trained, model=model))  # type: ignore[arg-type]
+        assert got == pytest.approx(measured, rel=0.08), word
