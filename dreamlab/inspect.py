@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from dreamlab.subject import Subject
 
 # How alike photos may be to an encoder on average. pocket-dino's lies between the paper's photos (0.44-0.77) and five
-# crops of one of them (0.76-0.96)
+# crops of one of them (0.75-0.96)
 LIMITS = {"pocket-dino": 0.8}
 WORDS = {"good": "green", "usable": "yellow", "bad": "red"}  # verdict -> colour
 DEMO = "demo"
 
 
 def inspect(settings: Inspect) -> "list[Diagnosis]":
-    """Look at the photos that `settings` name, tell, and write the page; UserError where there is nothing to look at."""
+    """Look at the photos that `settings` name, tell, and write the page; UserError where there are none."""
     from dreamlab.doctor import diagnose
     from dreamlab.inspection_page import write_inspection
     from dreamlab.subject import read_subject
@@ -46,13 +46,17 @@ def inspect(settings: Inspect) -> "list[Diagnosis]":
     subject = read_subject(config)
     judge = _judge(settings.encoder) if settings.encoder else None
     diagnoses = [diagnose(case, judge) for case in cases(config, subject)]
-    name = Path(settings.concepts).stem if settings.concepts else Path(settings.instance_dir).expanduser().resolve().name
+    name = (
+        Path(settings.concepts).stem if settings.concepts else Path(settings.instance_dir).expanduser().resolve().name
+    )
     page = Path(settings.out or f"outputs/photos-{name}.html").expanduser()
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_inspection(page, name, diagnoses)
     except OSError as error:
-        raise UserError(f"The page {page} cannot be written ({error.strerror}). Choose another place: out=...") from None
+        raise UserError(
+            f"The page {page} cannot be written ({error.strerror}). Choose another place: out=..."
+        ) from None
     for diagnosis in diagnoses:
         _tell(diagnosis)
     print(page)
@@ -100,7 +104,9 @@ def _warn_once(cases: "tuple[Case, ...]", digest: str) -> None:
 def _judge(encoder: str) -> "Judge":
     from dreamlab import encoders
     from dreamlab.doctor import Judge
+    from dreamlab.quiet import quiet_imported_libraries
 
+    quiet_imported_libraries()
     return Judge(encoder, encoders.load(encoder).images, LIMITS.get(encoder))
 
 

@@ -47,7 +47,7 @@ def write_inspection(path: Path, name: str, diagnoses: Sequence[Diagnosis]) -> N
 
 def _shown(diagnosis: Diagnosis, look: Look) -> Shown:
     case = diagnosis.case
-    image = read_photo(look.path, case.loading, least_px=2 * case.side_px)
+    image = read_photo(look.path, case.loading)  # whole, as training reads it
     pixels = _crop(image, case)
     image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     facts = [f"the crop leaves out {look.cut_away:.0%}" if look.cut_away >= 0.005 else "nothing is cut away"]

@@ -52,7 +52,7 @@ class _File:
 def look_at(
     path: Path, side_px: int, bucket_step: int | None = None, loading: Loading = UPRIGHT, mask: Path | None = None
 ) -> Look:
-    """Look at a photo that is cut to a square, or with `bucket_step` to a bucket; `mask` is its mask's file or itself."""
+    """Look at a photo that is cut to a square, or to a bucket of `bucket_step`; `mask` is its mask's file or itself."""
     file = _header(path, loading)
     height, width = shape = crop_shape(file.size, side_px, bucket_step)
     enlarged = max(width / file.size[0], height / file.size[1])

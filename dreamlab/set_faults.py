@@ -25,6 +25,7 @@ PEOPLE = {"baby", "boy", "child", "face", "girl", "man", "person", "woman"}
 # The colours of two borders: half of the paper's pairs share less than 43% in every set; with one background planted
 # behind all photos, half share more than 55% in nine sets of ten.
 ONE_BACKGROUND = 0.55
+MARKS_FROM = 5  # photos: by chance alone some spot of three is alike in half of all triples, of four in a tenth
 PLAIN = 0.85  # of a border in one colour: studio walls, the sky, white paper
 
 
@@ -83,7 +84,8 @@ def one_background(looks: Sequence[Look]) -> list[Remark]:
 
 def common_marks(looks: Sequence[Look]) -> list[Remark]:
     """Something that all photos have at one place: a watermark, a date, or what stands still behind the subject."""
-    if len(looks) < FEWEST:
+    is_edged = 2 * sum(bool(look.bars) for look in looks) > len(looks)  # bars are common, and told already
+    if len(looks) < MARKS_FROM or is_edged:
         return []
     strength, (x, y) = sameness.common_spot([look.fingerprint for look in looks])
     if strength < sameness.COMMON_MARKS:

@@ -17,6 +17,15 @@ _LUMA = np.array([  # the luminance table of the JPEG standard (ITU-T T.81, K.1)
     87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101,
     72, 92, 95, 98, 112, 100, 103, 99,
 ])  # fmt: skip
+
+
+def _sum_at(quality: int) -> int:
+    """The sum of the table that the IJG's library saves with at a quality, by its own rounding."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return int(((_LUMA * scale + 50) // 100).clip(1, 255).sum())
+
+
+_SUMS = np.array([_sum_at(quality) for quality in range(1, 101)])
 _REBLUR_PX = 1.0  # σ₀
 _DIRECTIONS = 4
 _ENOUGH_EDGES = 12  # in a direction, for a percentile to mean anything
@@ -28,6 +37,8 @@ def edge_blur_px(grey: Grey) -> float | None:
 
     The sharpest, so that a blurred background is no fault; by direction, since motion blurs edges across it alone.
     """
+    if min(grey.shape) < 2:
+        return None
     smooth = ndimage.gaussian_filter(grey, 0.5)  # tames noise and the ringing of sharpened photos
     down, right = np.gradient(smooth)
     steep = np.hypot(down, right)
@@ -47,17 +58,16 @@ def edge_blur_px(grey: Grey) -> float | None:
 def jpeg_quality(image: Image.Image) -> int | None:
     """The quality, 1 to 100, that a JPEG was saved with, by its quantisation table; None for other formats.
 
-    `image` as it was opened. The scale is that of the IJG's library, to which other programs' tables are matched.
+    `image` as it was opened. The scale is that of the IJG's library; other programs' tables get the nearest.
     """
     tables = getattr(image, "quantization", None)
     if image.format not in ("JPEG", "MPO") or not tables or len(tables[0]) != len(_LUMA):
         return None
-    scale = 100 * float(np.sum(tables[0])) / float(_LUMA.sum())  # sums, since both are in the same order or neither is
-    return round(min(100.0, max(1.0, 5000 / scale if scale > 100 else 100 - scale / 2)))
+    return int(np.abs(_SUMS - sum(tables[0])).argmin()) + 1  # sums, whose order doesn't matter
 
 
 def blockiness(grey: Grey) -> float:
-    """How much larger steps between pixels are at an 8-pixel grid, wherever it begins, than elsewhere; 1: there is none.
+    """How much larger steps between pixels are at an 8-pixel grid, wherever it begins, than elsewhere; 1: no grid.
 
     In the file's own pixels: resizing takes the grid away. Finds what an earlier, stronger compression left behind.
     """
