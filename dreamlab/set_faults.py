@@ -25,6 +25,7 @@ PEOPLE = {"baby", "boy", "child", "face", "girl", "man", "person", "woman"}
 # The colours of two borders: half of the paper's pairs share less than 43% in every set; with one background planted
 # behind all photos, half share more than 55% in nine sets of ten.
 ONE_BACKGROUND = 0.55
+COMPARED = 12  # photos at most, evenly chosen, for what all of them have: pairs grow with the square
 MARKS_FROM = 5  # photos: by chance alone some spot of three is alike in half of all triples, of four in a tenth
 PLAIN = 0.85  # of a border in one colour: studio walls, the sky, white paper
 
@@ -66,11 +67,15 @@ def repeats(looks: Sequence[Look], groups: Sequence[Sequence[int]]) -> list[Rema
     return found
 
 
+def _some(looks: Sequence[Look]) -> Sequence[Look]:
+    return looks[:: -(-len(looks) // COMPARED)]
+
+
 def one_background(looks: Sequence[Look]) -> list[Remark]:
     """Photos before one background, or most of them before a plain one."""
     if len(looks) < FEWEST:
         return []
-    shared = [borders.colour_overlap(one.border, other.border) for one, other in combinations(looks, 2)]
+    shared = [borders.colour_overlap(one.border, other.border) for one, other in combinations(_some(looks), 2)]
     remedy = "Take some elsewhere; or name it in captions, such as 'a photo of a {token} {class_word} on a sofa'."
     if float(np.median(shared)) > ONE_BACKGROUND:
         what = f"The backgrounds share {np.median(shared):.0%} of their colours and will be learnt with the subject."
@@ -87,7 +92,7 @@ def common_marks(looks: Sequence[Look]) -> list[Remark]:
     is_edged = 2 * sum(bool(look.bars) for look in looks) > len(looks)  # bars are common, and told already
     if len(looks) < MARKS_FROM or is_edged:
         return []
-    strength, (x, y) = sameness.common_spot([look.fingerprint for look in looks])
+    strength, (x, y) = sameness.common_spot([look.fingerprint for look in _some(looks)])
     if strength < sameness.COMMON_MARKS:
         return []
     place = f"{('top', 'middle', 'bottom')[min(2, int(3 * y))]} {('left', 'centre', 'right')[min(2, int(3 * x))]}"

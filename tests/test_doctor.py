@@ -1,7 +1,9 @@
 """The doctor on synthetic photos: each fault is found where it was planted, and only there."""
 
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from planted_faults import COPIES, before, cropped, encoded, gaussian, letterbox, motion, small, text_strip, watermark
 
-from dreamlab import borders, sharpness
+from dreamlab import borders, set_faults, sharpness
 from dreamlab.doctor import Case, Diagnosis, Judge, diagnose
 from dreamlab.look import look_at
 from dreamlab.photos import Loading, has_alpha
@@ -265,6 +267,14 @@ def test_the_verdict_is_the_worst_remark_and_names_it() -> None:
 def test_names_steer_no_terminal_and_are_not_endless() -> None:
     assert printable("a\x1b[31m\n.jpg") == "a?[31m?.jpg"
     assert names([Path(f"{number}.jpg") for number in range(5)]) == "0.jpg, 1.jpg, 2.jpg and 2 more"
+
+
+def test_many_photos_take_little_longer_each(save: Save) -> None:
+    paths = save(*map(watermark(255), SCENES))
+    many = [replace(look_at(path, SIDE), path=Path(f"{number}.png")) for number in range(20) for path in paths]
+    begin = time.monotonic()
+    assert set_faults.common_marks(many) and set_faults.one_background(many) is not None
+    assert time.monotonic() - begin < 5, "100 photos have 4950 pairs"
 
 
 def test_copies_are_told_from_photos_of_one_burst() -> None:
