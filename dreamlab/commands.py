@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamlab.schema import Eval, Model
+from dreamlab.schema import Data, Eval, Model
 
 
 @dataclass
@@ -68,6 +68,23 @@ class Report:
     runs: list[str] | None = None  # run directories to compare
     folder: str | None = None  # of run directories to compare, such as a sweep's
     out: str | None = None  # HTML file of the comparison; null: comparison.html in the folder that holds the runs
+
+
+@dataclass
+class Inspect:
+    """Everything `python -m dreamlab.inspect` takes; what training takes, too, means the same here."""
+
+    instance_dir: str = "demo"  # folder of photos; "demo": crops of one CC0 photo of a cat
+    concepts: str | None = None  # or a file with several subjects, in place of the lines around
+    class_word: str | None = None
+    token: str = "zwx"
+    instance_prompt: str | None = None
+    class_dir: str | None = None  # your own class images, in which no photo of the subject should lie
+    resolution: int = 512  # pixels, side of the crop
+    model: Model = field(default_factory=Model)  # as in training: model=sd15
+    data: Data = field(default_factory=Data)  # how photos are cut
+    encoder: str | None = None  # looks for too few angles: pocket-dino, or any other of the evaluation; null: none
+    out: str | None = None  # HTML file; null: outputs/photos-<folder>.html
 
 
 @dataclass

@@ -73,9 +73,15 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
-def read_photo(path: Path, loading: Loading = UPRIGHT) -> Image.Image:
-    """An upright RGB image, what is transparent on the background's colour; raises OSError if undecodable."""
+def read_photo(path: Path, loading: Loading = UPRIGHT, least_px: int | None = None) -> Image.Image:
+    """An upright RGB image, what is transparent on the background's colour; raises OSError if undecodable.
+
+    With `least_px`, a JPEG may come out smaller, neither side below it: decoding a half or a quarter is quicker.
+    """
     with Image.open(path) as opened:
+        if least_px:
+            share = least_px / min(opened.size)
+            opened.draft(None, (round(opened.width * share), round(opened.height * share)))
         image = ImageOps.exif_transpose(opened) if loading.exif else opened.copy()
         if _has_alpha(image):
             image = image.convert("RGBA")

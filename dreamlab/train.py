@@ -73,10 +73,13 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     """Teach the subject once for all members, the shortest first."""
     from dreamlab import assemble, encoders, feed
     from dreamlab.following import Following
+    from dreamlab.inspect import warn
     from dreamlab.memory import explained_shortage, tell_need
     from dreamlab.runlog import RunLog
 
     config, subject, run, _ = members[-1]
+    if not joins:
+        warn(config, subject)
     load = functools.cache(encoders.load)
     with contextlib.ExitStack() as guards:
         followed = []
