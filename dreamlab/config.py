@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from dreamlab.commands import Bench, Evaluate, Export, Report, Sample
+from dreamlab.commands import Bench, Evaluate, Export, Report, Sample, Tokens
 from dreamlab.devices import register_resolvers
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.schema import Train
@@ -41,6 +41,7 @@ def register_schemas() -> None:
     store.store(name="report_schema", node=Report)
     store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="bench_schema", node=Bench)
+    store.store(name="tokens_schema", node=Tokens)
 
 
 def conf_dir() -> str:

@@ -73,6 +73,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     """Teach the subject once for all members, the shortest first."""
     from dreamlab import assemble, encoders, feed
     from dreamlab.following import Following
+    from dreamlab.naming import warn_of_identifiers
     from dreamlab.runlog import RunLog
 
     config, subject, run, _ = members[-1]
@@ -84,6 +85,8 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
             log = RunLog(own_run, own_config.steps, own_start.signature)
             followed.append(Following(own_config, own_subject, log, load))
         model = assemble.base_model(config)
+        if not joins:
+            warn_of_identifiers(model, subject)
         sets = feed.image_sets(config, subject, model)
         module = assemble.module(config, model)
         batches = feed.batches(config, sets, start, module)

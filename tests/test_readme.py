@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dreamlab.commands import Bench, Evaluate, Export, Report, Sample
+from dreamlab.commands import Bench, Evaluate, Export, Report, Sample, Tokens
 from dreamlab.config import conf_dir, setting_names
 from dreamlab.report import with_names
 from dreamlab.schema import Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").glob("*/README.md"))]
-SCHEMAS = {"train": Train, "sample": Sample, "export": Export, "evaluate": Evaluate, "report": Report, "bench": Bench}
+SCHEMAS = {
+    "train": Train, "sample": Sample, "export": Export, "evaluate": Evaluate, "report": Report, "bench": Bench,
+    "tokens": Tokens,
+}  # fmt: skip
 
 
 def blocks(page: Path) -> list[str]:
