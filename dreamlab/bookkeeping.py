@@ -14,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from dreamlab.callbacks import Updates, peak_gib
+from dreamlab.finiteness import Finiteness
 from dreamlab.loss import masked_mean
 from dreamlab.precision import scaler_metrics
 from dreamlab.runlog import RunLog
@@ -41,6 +42,7 @@ class Metrics(Updates):
         self._waiting: deque[Waiting] = deque()
         self._since_s = 0.0
         self._before: Any = None
+        self._finiteness = Finiteness()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -88,6 +90,7 @@ class Metrics(Updates):
                     log.run.append_metrics({"update": oldest.update, **row})
                     if log.logger is not None:
                         log.logger.log_metrics(row, step=oldest.update)
+            self._finiteness.check(oldest.update, row)  # written all the same: it shows what broke
 
     def _row(self, arrived: Waiting, module: Any) -> dict[str, float]:
         errors, timesteps, is_prior = arrived.samples

@@ -68,7 +68,11 @@ class TrainingProgress(Updates):
         self._advance(note=f"loss {module.record['train/loss']:.3f}" if module.record else "")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the bar, whatever ended the run."""
+        """Close the bar."""
+        self._stack.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning's `teardown` is for runs that end well."""
         self._stack.close()
 
 
@@ -163,3 +167,7 @@ class StopCleanly(Updates):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The next run of a sweep is not this one's to stop."""
+        self.teardown(trainer, pl_module, "fit")

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from dreamlab.finiteness import require_finite
 from dreamlab.runlog import RunLog
 from dreamlab.runs import numbered, update_of
 from dreamlab.snapshots import write_snapshot
@@ -67,6 +68,8 @@ class _Kept(Callback):
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step > self._kept:
             self._kept = trainer.global_step
+            trained: Any = module.trained
+            require_finite(trained.parameters(), self._kept)
             self.keep(trainer, module, self._kept)
 
 

@@ -24,7 +24,7 @@ from dreamlab.runs import cache_dir
 from dreamlab.sample import SAMPLERS
 from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
-from dreamlab.subject import Subject, read_subject
+from dreamlab.subject import AUTO, Subject, read_subject
 
 Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
 
@@ -104,14 +104,20 @@ def check(config: Train) -> tuple[Train, Subject]:
     _pairs(config)
     config = _normal(config)
     subject = read_subject(config)
+    _make_folder("out", Path(config.out).expanduser())
+    _make_folder("cache_dir", cache_dir(config.cache_dir))
     first = subject.concepts[0]
+    if config.token == AUTO and not config.concepts:  # last, as it takes the model
+        from dreamlab.naming import best_identifier
+
+        config = dataclasses.replace(config, token=best_identifier(config, first.class_word))
+        subject = read_subject(config)
+        first = subject.concepts[0]
     if not config.concepts:
         config = dataclasses.replace(
             config, token=first.token, class_word=first.class_word, instance_prompt=first.instance_prompt,
             class_prompt=first.class_prompt,
         )  # fmt: skip
-    _make_folder("out", Path(config.out).expanduser())
-    _make_folder("cache_dir", cache_dir(config.cache_dir))
     return config, subject
 
 

@@ -88,6 +88,22 @@ class Inspect:
 
 
 @dataclass
+class Tokens:
+    """Everything `python -m dreamlab.tokens` takes."""
+
+    class_word: str = "???"  # the subject's noun
+    token: Any = None  # an identifier or a list of them to judge; null: search the vocabulary
+    letters: int = 4  # at most so many letters
+    shortlist: int = 48  # how many of the rarest are tried on the model
+    top: int = 20  # rows of the table
+    samples: int = 0  # pictures that the untouched model draws with each identifier of the table
+    device: str = "auto"
+    cache_dir: str | None = None
+    out: str | None = None  # JSON file; null: outputs/tokens/<class word>.json
+    model: Model = field(default_factory=Model)  # as in training: model=sd15 model.source=<folder>
+
+
+@dataclass
 class Draws:
     """A variant of drawing that `python -m dreamlab.bench` measures."""
 

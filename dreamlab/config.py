@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from dreamlab.commands import Bench, Evaluate, Export, Inspect, Report, Sample
+from dreamlab.commands import Bench, Evaluate, Export, Inspect, Report, Sample, Tokens
 from dreamlab.devices import register_resolvers
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.schema import Train
@@ -42,6 +42,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="bench_schema", node=Bench)
     store.store(name="inspect_schema", node=Inspect)
+    store.store(name="tokens_schema", node=Tokens)
 
 
 def conf_dir() -> str:

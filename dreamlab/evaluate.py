@@ -45,6 +45,8 @@ def _of_model(settings: Evaluate, side: int) -> Train:
         raise UserError(
             f"run={settings.run} is no run of dreamlab: say {', '.join(f'{key}=...' for key in missing)} too."
         )
+    if settings.token == "auto":
+        raise UserError("token=auto is for training: say which identifier this model was taught.")
     config = Train(
         instance_dir=str(settings.instance_dir), class_word=settings.class_word, token=settings.token,
         eval=settings.eval, resolution=settings.resolution or side, device=settings.device,

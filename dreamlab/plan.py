@@ -100,6 +100,7 @@ def _member(number: int, config: Train, words: list[str]) -> Member:
         config, subject = check(config)
     except UserError:
         return Member(number, settings, None, "", words)
+    settings["token"] = config.token  # chosen by now, so that jobs in other processes need not choose
     return Member(number, settings, str(folder_of(config, subject)), training_key(config, subject), words)
 
 

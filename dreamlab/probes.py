@@ -13,7 +13,7 @@ same bit for bit with and without. Called by train.py; the pictures come from me
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,12 +90,16 @@ class Grid:
         """What `ask` finds before the first update, without asking again."""
         return self._compare(self._before)
 
+    def moved_by(self, input_ids: Tensor) -> float:
+        """How far the first probe's prediction moves under another prompt `(1, L)`, from what `remember` has kept."""
+        asked = replace(self.questions[0], input_ids=input_ids.expand(len(self.questions[0].timesteps), -1))
+        return _moved(self._predict(asked), self._before[0]).mean().item()
+
     def _compare(self, answers: Sequence[Tensor]) -> dict[str, float]:
         found = {}
         for question, now, before in zip(self.questions, answers, self._before, strict=True):
             name, wanted = question.probe.name, question.target
-            moved = (now - before).square().flatten(1).mean(1) / before.square().flatten(1).mean(1)
-            found[f"probe/{name}_drift"] = moved.mean().item()
+            found[f"probe/{name}_drift"] = _moved(now, before).mean().item()
             if question.probe.asks_loss:
                 ratios = per_sample_error(now, wanted) / per_sample_error(before, wanted)
                 found[f"probe/{name}_loss"] = ratios.mean().item()
@@ -118,6 +122,11 @@ class Grid:
             timesteps = question.timesteps.to(self.device)
             pred = self.model.predict(question.noisy_latents.to(self.device), timesteps, text)
         return pred.float().cpu()
+
+
+def _moved(now: Tensor, before: Tensor) -> Tensor:
+    """|now - before|^2 / |before|^2 of each row `(N,)`."""
+    return (now - before).square().flatten(1).mean(1) / before.square().flatten(1).mean(1)
 
 
 class Probes(Updates):

@@ -165,7 +165,7 @@ class Train:
     instance_dir: str = "demo"  # folder of photos; "demo": crops of one CC0 photo of a cat
     concepts: str | None = None  # JSON or YAML file with several subjects, each with its folders and prompts
     class_word: str | None = None  # the subject's noun: dog, teapot, "teddy bear"
-    token: str = "zwx"  # a rare identifier, one word
+    token: str = "zwx"  # a rare identifier, one word; auto: the best that dreamlab.tokens finds
     instance_prompt: str | None = None  # null: "a photo of a {token} {class_word}"
     class_prompt: str | None = None  # null: "a photo of a {class_word}"
     lr: float = 1e-6  # learning rate

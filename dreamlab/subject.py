@@ -18,6 +18,7 @@ from dreamlab.errors import UserError
 from dreamlab.photos import UPRIGHT, Loading, caption_of, digest, has_alpha, list_images, mask_of, read_mask, read_photo
 from dreamlab.schema import Data, Train
 
+AUTO = "auto"  # in place of a token: the best one that naming.py finds
 ENOUGH_TO_HOLD_ONE_OUT = 5
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -77,6 +78,11 @@ def read_subject(config: Train) -> Subject:
                 "concepts= names every subject's folders and words: leave out instance_dir, class_word and class_dir."
             )
         givens = read_concepts(config.concepts)
+        if any(given.token == AUTO for given in givens):
+            raise UserError(
+                f"concepts={config.concepts}: token: auto chooses for one subject alone. Give each a token of its own;"
+                " python -m dreamlab.tokens lists some."
+            )
     else:
         word = config.class_word
         if word is None and config.instance_dir == "demo":

@@ -75,6 +75,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     from dreamlab.following import Following
     from dreamlab.inspect import warn
     from dreamlab.memory import explained_shortage, tell_need
+    from dreamlab.naming import warn_of_identifiers
     from dreamlab.runlog import RunLog
 
     config, subject, run, _ = members[-1]
@@ -89,6 +90,8 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
             followed.append(Following(own_config, own_subject, log, load))
         guards.enter_context(explained_shortage())
         model = assemble.base_model(config)
+        if not joins:
+            warn_of_identifiers(model, subject)
         sets = feed.image_sets(config, subject, model)
         module = assemble.module(config, model)
         tell_need(config, module)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamlab.commands import Bench, Evaluate, Export, Inspect, Report, Sample
+from dreamlab.commands import Bench, Evaluate, Export, Inspect, Report, Sample, Tokens
 from dreamlab.config import conf_dir, setting_names
 from dreamlab.report import with_names
 from dreamlab.schema import Train
@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 SCHEMAS = {
     "train": Train, "sample": Sample, "export": Export, "evaluate": Evaluate, "report": Report, "bench": Bench,
     "inspect": Inspect,
+    "tokens": Tokens,
 }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError
 from dreamlab.models import PLAIN, Options
 
+END = "</w>"  # of a token that ends a word
+
 
 def _load_part(part: type, source: str, subfolder: str, revision: str | None, variant: str | None) -> Any:
     """One component of a diffusers folder, networks in float32; a missing variant falls back to the plain files."""
@@ -141,6 +143,21 @@ class StableDiffusion:
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt with its start and end."""
         return len(self.tokenizer(prompt).input_ids)
+
+    def words(self) -> dict[str, int]:
+        """CLIP's tokens that end a word; ids are in the order in which byte pairs were merged, the frequent first."""
+        vocabulary = self.tokenizer.get_vocab()
+        return {token.removesuffix(END): number for token, number in vocabulary.items() if token.endswith(END)}
+
+    def pieces(self, word: str) -> list[tuple[str, int]]:
+        """Text and id of a word's tokens, their mark of a word's end left out."""
+        ids = self.tokenizer(word, add_special_tokens=False).input_ids
+        texts = self.tokenizer.convert_ids_to_tokens(ids)
+        return [(text.removesuffix(END), number) for text, number in zip(texts, ids, strict=True)]
+
+    def token_embeddings(self) -> Tensor:
+        """The text encoder's table `(V, d)`."""
+        return self.text_encoder.get_input_embeddings().weight.detach().float().cpu()
 
     def latent_factor(self) -> int:
         """The VAE's f."""
