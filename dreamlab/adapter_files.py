@@ -20,6 +20,10 @@ from dreamlab.low_rank import LowRank, layer_of, peft_config
 Weights = dict[str, dict[str, Tensor]]  # by part and by name in the part, as peft writes it: to_q.lora_A.weight
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _TEXT, _PEFT = "text_model.", "base_model.model."
+_TEXT_WORDS = {  # peft's -> those by which diffusers and transformers know them in a text encoder
+    "lora_A.weight": "lora_linear_layer.down.weight", "lora_B.weight": "lora_linear_layer.up.weight",
+    "lora_magnitude_vector": "lora_magnitude_vector.weight",
+}  # fmt: skip
 
 
 def files_of(kind: str, parts: Sequence[str]) -> list[str]:
@@ -38,10 +42,7 @@ def write(folder: Path, adapter: LowRank, weights: Weights) -> None:
             file = folder / part / "adapter_model.safetensors"
             save_file({_PEFT + name: weight for name, weight in state.items()}, file, {"format": "pt"})
         return
-    named = {
-        f"{part}.{_TEXT * part.startswith('text_encoder')}{name.removeprefix(_TEXT)}": weight
-        for part, state in weights.items() for name, weight in state.items()
-    }  # fmt: skip
+    named = {_lora_name(part, name): weight for part, state in weights.items() for name, weight in state.items()}
     # Without this word of it, diffusers would take alpha for the rank
     wanted = ("r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
     about = {
@@ -49,6 +50,25 @@ def write(folder: Path, adapter: LowRank, weights: Weights) -> None:
         for part, config in configs.items() for key, value in config.to_dict().items() if key in wanted
     }  # fmt: skip
     save_file(named, folder / LORA_FILE, {"format": "pt", "lora_adapter_metadata": json.dumps(about, sort_keys=True)})
+
+
+def _lora_name(part: str, name: str) -> str:
+    """A weight's name in diffusers' file; a text encoder's has words of its own."""
+    if part.startswith("text_encoder"):
+        name = _TEXT + name.removeprefix(_TEXT)
+        for ours, theirs in _TEXT_WORDS.items():
+            name = name.replace(ours, theirs)
+    return f"{part}.{name}"
+
+
+def _from_lora_name(name: str) -> tuple[str, str]:
+    """The part, and the name in it."""
+    part, _, name = name.partition(".")
+    if part.startswith("text_encoder"):
+        name = name.removeprefix(_TEXT)
+        for ours, theirs in _TEXT_WORDS.items():
+            name = name.replace(theirs, ours)
+    return part, name
 
 
 def read(folder: Path, kind: str, parts: Sequence[str]) -> Weights:
@@ -60,7 +80,9 @@ def read(folder: Path, kind: str, parts: Sequence[str]) -> Weights:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{folder / file} cannot be read ({error}). Choose another snapshot.") from None
         for name, weight in state.items():
-            part = file.split("/")[0] if kind == "lokr" else name.split(".")[0]
-            bare = name.removeprefix(_PEFT if kind == "lokr" else f"{part}.").removeprefix(_TEXT)
+            if kind == "lokr":
+                part, bare = file.split("/")[0], name.removeprefix(_PEFT).removeprefix(_TEXT)
+            else:
+                part, bare = _from_lora_name(name)
             weights.setdefault(part, {})[bare] = weight
     return weights

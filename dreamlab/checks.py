@@ -61,7 +61,7 @@ NUMBERS: dict[str, Rule] = {
     "eval.near": COUNT, "eval.far": _or_null(COUNT), "eval.class_images": COUNT, "eval.unrelated": _or_null(COUNT),
     "eval.images_per_prompt": WHOLE, "eval.moments": COUNT, "eval.steps": WHOLE, "eval.guidance": WEIGHT,
     "eval.seed": COUNT, "eval.batch_size": WHOLE, "eval.probes": COUNT, "adapter.rank": OPTIONAL_WHOLE,
-    "adapter.alpha": OPTIONAL_RATE, "adapter.dropout": _or_null(PART),
+    "adapter.alpha": OPTIONAL_RATE, "adapter.lr": RATE, "adapter.dropout": _or_null(PART),
 }  # fmt: skip
 TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 CHOICES = {
