@@ -1,4 +1,4 @@
-"""Adapters: which weights of a model learn. `full` trains them themselves; others will add weights of their own.
+"""Adapters: which weights of a model learn. `full` trains them themselves; those of low_rank.py stand beside them.
 
 `adapter.train` names whole parts (`unet`) or subsets of a part's weights (`unet.attention`), several of which add up.
 """
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dreamlab import low_rank
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.low_rank import LowRank
 
-KINDS = ("full",)
+KINDS = ("full", *low_rank.KINDS)
 # Subsets by part: what the names of their weights contain. The parts are those of every family; the VAE never learns.
 SUBSETS: dict[str, dict[str, str]] = {
     "unet": {
@@ -79,6 +81,28 @@ def adapt(
             trained[part_name] = part.train()
             if gradient_checkpointing:
                 checkpoint_activations(part)
+    return trained
+
+
+def add(parts: dict[str, nn.Module], adapter: LowRank, gradient_checkpointing: bool, seed: int) -> nn.ModuleDict:
+    """Freeze every part and put adapter weights beside what `adapter` names; returns the parts they are in, by name."""
+    layers = {}
+    for part in dict.fromkeys(name.split(".")[0] for name in adapter.train):
+        subsets = [SUBSETS[part][name.partition(".")[2]] if "." in name else "" for name in adapter.train
+                   if name.split(".")[0] == part]  # fmt: skip
+        layers[part] = low_rank.layers_of(part, parts[part], adapter.targets, subsets)
+        if not layers[part]:
+            raise UserError(
+                f"adapter.targets=[{','.join(adapter.targets)}] are no layers of {part} that adapter.train holds: there"
+                f" are {', '.join(low_rank.TARGETS[part])}. Add one of them, or leave {part} out of adapter.train."
+            )
+    low_rank.insert(parts, adapter, layers, seed)
+    for network in parts.values():
+        network.eval()
+    trained = nn.ModuleDict({name: parts[name].train() for name in layers})
+    if gradient_checkpointing:
+        for network in trained.values():
+            checkpoint_activations(network)
     return trained
 
 

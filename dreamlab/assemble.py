@@ -15,12 +15,14 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
 from dreamlab import bookkeeping, callbacks, checkpoints, loggers, precision, processes, shares
-from dreamlab.adapters import adapt
+from dreamlab.adapters import adapt, add
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
 from dreamlab.captured import Captured, compile_parts, obstacle
 from dreamlab.config import build
 from dreamlab.drawn import Drawn
+from dreamlab.dropout import Dropout
+from dreamlab.low_rank import LowRank, adapter_weights
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
@@ -32,7 +34,7 @@ from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
 from dreamlab.schedules import make_schedule
 from dreamlab.schema import Train
-from dreamlab.snapshots import base_of
+from dreamlab.snapshots import base_of, write_snapshot
 from dreamlab.subject import Subject
 
 
@@ -121,12 +123,23 @@ def logger(config: Train, subject: Subject, run: RunDirectory) -> Logger | None:
     return made
 
 
+def low_rank(config: Train) -> LowRank | None:
+    """What is put beside the model's weights, or None where they learn themselves."""
+    chosen = config.adapter
+    if chosen.rank is None or chosen.alpha is None or chosen.dropout is None or chosen.targets is None:
+        return None
+    return LowRank(
+        chosen.kind, chosen.rank, chosen.alpha, chosen.dropout, tuple(chosen.targets), tuple(chosen.train)
+    )  # fmt: skip
+
+
 def module(config: Train, model: Family) -> DreamBooth:
     """The Lightning module, with the trained parts thawed."""
-    trained = adapt(
-        model.parts(), config.adapter.train, config.model.gradient_checkpointing,
-        precision.weight_dtype(config.precision),
-    )  # fmt: skip
+    adapter, recompute = low_rank(config), config.model.gradient_checkpointing
+    if adapter:
+        trained = add(model.parts(), adapter, recompute, config.seed)
+    else:
+        trained = adapt(model.parts(), config.adapter.train, recompute, precision.weight_dtype(config.precision))
     chosen = config.objective
     objective = Objective(
         config.prior_weight, chosen.min_snr_gamma, chosen.noise_offset,
@@ -179,9 +192,29 @@ def snapshots(config: Train, subject: Subject, log: RunLog, averaged: Average | 
     def is_due(update: int) -> bool:
         return (update % every == 0 or update == config.steps) if every else update in evaluated
 
-    about = {"instance_prompt": subject.instance_prompt, "base": base_of(config.model)}
     weights = averaged.weights if averaged else checkpoints.learnt
-    return checkpoints.Snapshots(log, is_due, config.keep_snapshots, about, weights)
+    return checkpoints.Snapshots(log, is_due, config.keep_snapshots, _origin(config, subject), weights)
+
+
+def _origin(config: Train, subject: Subject) -> dict[str, Any]:
+    """What a snapshot says of itself besides its update."""
+    about: dict[str, Any] = {"instance_prompt": subject.instance_prompt, "base": base_of(config.model)}
+    if config.objective.zero_terminal_snr:
+        about["zero_terminal_snr"] = True
+    adapter = low_rank(config)
+    return {**about, "adapter": asdict(adapter)} if adapter else about
+
+
+def save_model(config: Train, subject: Subject, run: RunDirectory, model: Family, update: int) -> None:
+    """What the run leaves in model/: the tuned pipeline or, where an adapter learnt, that and the base's name."""
+    if low_rank(config) is None:
+        run.save_model(model)
+        return
+    weights = {
+        f"{part}.{name}": weight
+        for part, network in model.parts().items() for name, weight in adapter_weights(network).items()
+    }  # fmt: skip
+    write_snapshot(run.model, weights, {"update": update, **_origin(config, subject)}, dtype="fp32")
 
 
 def trainer(
@@ -201,6 +234,7 @@ def trainer(
     every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
+        *([Dropout(config.seed)] if config.adapter.dropout else []),
         bookkeeping.Metrics(logs, per_update), callbacks.TrainingProgress(config.steps), *beside,
         checkpoints.ResumeState(logs, every, config.keep_states, settings), *after, callbacks.StopCleanly(),
     ]  # fmt: skip

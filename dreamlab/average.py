@@ -1,58 +1,65 @@
-"""A running average of the trained weights (Polyak & Juditsky 1992), exponential: avg <- decay * avg + (1 - decay) * w.
+"""A running average of the weights that learn (Polyak & Juditsky 1992).
 
-Samples and the finished model use it in place of the last weights. It rides in resume states, so a resumed run averages
-on as if it had never stopped. Used by assemble.py.
+Exponential: avg <- decay * avg + (1 - decay) * w. Samples and the finished model use it in place of the last weights.
+In resume states, it lets a resumed run average on as if it had never stopped. Used by assemble.py.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dreamlab.callbacks import Updates
 
 
 class Average(Updates):
-    """Follows `trained` after every update; `in_use()` puts the average in its place for a while."""
+    """Follows what learns in `trained` after every update; `in_use()` puts the average in its place for a while."""
 
     def __init__(self, trained: nn.Module, decay: float) -> None:
-        self.trained = trained
-        self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.learning = {name: weight for name, weight in trained.named_parameters() if weight.requires_grad}
+        self.average: dict[str, Tensor] = {}  # empty before the first update
+        self._follow = get_ema_multi_avg_fn(decay)
 
     def on_update(self, trainer: Trainer, module: Any, update: int) -> None:
         """Take the new weights in; the first update's are the average's start."""
-        self.average.to(module.device).update_parameters(self.trained)
+        if not self.average:
+            self.average = self._own()
+            return
+        theirs = {name: weight.to(self.learning[name].device) for name, weight in self.average.items()}
+        with torch.no_grad():
+            self._follow(list(theirs.values()), [self.learning[name].detach() for name in theirs], 1)
+        self.average = theirs
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside, `trained` holds the average, which must have seen an update; afterwards its own weights again."""
-        if self.average.n_averaged == 0:
-            yield
-            return
-        own = {name: weight.detach().clone() for name, weight in self.trained.named_parameters()}
-        self._write(dict(self.average.module.named_parameters()))
+        """Inside, `trained` holds the average, if it has seen an update; afterwards its own weights again."""
+        own = self._own() if self.average else {}
+        self._write(self.average)
         try:
             yield
         finally:
             self._write(own)
 
-    def weights(self, module: Any) -> dict[str, torch.Tensor]:
-        """The average of every weight of `module.trained`, by name: what a snapshot is made of."""
-        return dict(self.average.module.state_dict())
+    def weights(self, module: Any) -> Mapping[str, Tensor]:
+        """The average of every weight that learns, by its name in `module.trained`: what a snapshot is made of."""
+        return self.average
 
-    def _write(self, weights: dict[str, torch.Tensor]) -> None:
+    def _own(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.learning.items()}
+
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, weight in self.trained.named_parameters():
-                weight.copy_(weights[name])
+            for name, weight in weights.items():
+                self.learning[name].copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
-        return dict(self.average.state_dict())
+        return dict(self.average)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoints."""
-        self.average.load_state_dict(state_dict)
+        self.average = dict(state_dict)

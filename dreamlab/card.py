@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import safe_open
 
 from dreamlab.models import BUNDLED
 from dreamlab.report import sample_updates, sheet
@@ -20,7 +21,7 @@ from dreamlab.runs import run_of, update_of
 # The settings of a run that its file and its card carry along
 RECIPE = (
     "lr", "text_encoder_lr", "steps", "batch_size", "accumulate", "prior_weight", "num_prior_images", "seed",
-    "resolution", "precision",
+    "resolution", "precision", "adapter",
 )  # fmt: skip
 LICENCE_NAMES = {"pocket": "imagenet-terms-of-access"}  # research and education only
 LICENCE = """\
@@ -35,7 +36,7 @@ def provenance(given: str) -> dict[str, Any]:
     if run is None:
         return {"base_model": _public(given)}
     card, config = run.read_card(), run.read_config()
-    recipe = {key: config.get(key) for key in RECIPE}
+    recipe = {key: config.get(key) for key in RECIPE} | {"adapter": _adapter(config.get("adapter", {}))}
     if update_of(Path(given)) >= 0 and run.path != Path(given).expanduser().resolve():  # a snapshot
         recipe["steps"] = update_of(Path(given))
     return {
@@ -94,6 +95,13 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
     prompt = _one_line(about.get("instance_prompt") or "a photo of a dog")
     drawing = f"image = pipe({prompt!r}).images[0]"
     opening = "```python\nfrom diffusers import StableDiffusionPipeline\n\n"
+    if is_adapter(out):
+        opened = f"pipe = StableDiffusionPipeline.from_pretrained({base or 'the base model'!r})"
+        loaded = f"pipe.load_lora_weights({repo or '.'!r}, weight_name={out.name!r})"
+        return (
+            f"An adapter: AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of LoRAs, beside the base"
+            f" model. In Python (LoRA only):\n\n{opening}{opened}\n{loaded}\n{drawing}\n```"
+        )
     if out.suffix not in (".safetensors", ".ckpt"):
         return f"{opening}pipe = StableDiffusionPipeline.from_pretrained({repo or out.name!r})\n{drawing}\n```"
     file = f"https://huggingface.co/{repo}/blob/main/{out.name}" if repo else out.name
@@ -102,6 +110,20 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
         f"AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of checkpoints. In Python:\n\n"
         f"{opening}pipe = StableDiffusionPipeline.from_single_file({file!r}{config})\n{drawing}\n```"
     )
+
+
+def _adapter(settings: Mapping[str, Any]) -> str:
+    """What was trained, in a few words: lora rank=8 alpha=8 ..."""
+    told = [f"{key}={settings[key]}" for key in ("rank", "alpha", "targets", "train") if settings.get(key) is not None]
+    return " ".join([str(settings.get("kind", "full")), *told])
+
+
+def is_adapter(file: Path) -> bool:
+    """Whether an exported file is an adapter in kohya's format."""
+    if file.suffix != ".safetensors" or not file.is_file():
+        return False
+    with safe_open(file, "pt") as weights:
+        return "ss_network_module" in (weights.metadata() or {})
 
 
 def _public(source: str) -> str:

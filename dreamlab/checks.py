@@ -17,6 +17,7 @@ from dreamlab.attention import CHOICES as ATTENTIONS
 from dreamlab.attention import check_attention
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
+from dreamlab.low_rank import check_low_rank
 from dreamlab.models import find, pick_device
 from dreamlab.optim import check_optimizer
 from dreamlab.precision import PRECISIONS, check_precision
@@ -39,6 +40,7 @@ COUNT: Rule = (lambda value: value >= 0, "give 0 or a whole number above")
 RATE: Rule = (lambda value: math.isfinite(value) and value > 0, "give a number above 0, such as 1e-6")
 WEIGHT: Rule = (lambda value: math.isfinite(value) and value >= 0, "give a number, 0 or more")
 SHARE: Rule = (lambda value: 0 <= value <= 1, "give a number from 0 to 1")
+PART: Rule = (lambda value: 0 <= value < 1, "give a number from 0 up to, not including, 1")
 DECAY: Rule = (lambda value: 0 < value < 1, "give a number between 0 and 1, such as 0.999")
 QUALITY: Rule = (lambda value: 1 <= value <= 100, "give a whole number from 1 to 100")
 PIXELS: Rule = (lambda value: value >= 8 and value % 8 == 0, "give a multiple of 8 pixels")
@@ -58,7 +60,8 @@ NUMBERS: dict[str, Rule] = {
     "schedule.cycles": OPTIONAL_RATE, "schedule.power": RATE, "trainer.devices": WHOLE,
     "eval.near": COUNT, "eval.far": _or_null(COUNT), "eval.class_images": COUNT, "eval.unrelated": _or_null(COUNT),
     "eval.images_per_prompt": WHOLE, "eval.moments": COUNT, "eval.steps": WHOLE, "eval.guidance": WEIGHT,
-    "eval.seed": COUNT, "eval.batch_size": WHOLE, "eval.probes": COUNT,
+    "eval.seed": COUNT, "eval.batch_size": WHOLE, "eval.probes": COUNT, "adapter.rank": OPTIONAL_WHOLE,
+    "adapter.alpha": OPTIONAL_RATE, "adapter.lr": RATE, "adapter.dropout": _or_null(PART),
 }  # fmt: skip
 TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 CHOICES = {
@@ -94,6 +97,7 @@ def check(config: Train) -> tuple[Train, Subject]:
             value = str(_value(config, key))
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
     check_train(config.adapter.train, TRAINABLE[config.model.family])
+    check_low_rank(config)
     check_precision(config)
     check_attention(config.model.attention, pick_device(config.device))
     find(config.model.source)

@@ -1,6 +1,7 @@
 """`python -m dreamlab.export`: one file for A1111 and ComfyUI, or a diffusers folder, of a run or any diffusers model.
 
-The file is named by single_file.py's keys and carries what made it in its metadata. It appears whole or not at all.
+The file is named by single_file.py's keys, or kohya.py's where it is an adapter alone, and carries what made it in its
+metadata. It appears whole or not at all.
 """
 
 import json
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from dreamlab.models.stable_diffusion import StableDiffusion
 
-FORMATS = ("safetensors", "ckpt", "diffusers")
+FORMATS = ("safetensors", "ckpt", "diffusers", "kohya")
 DTYPES = ("fp16", "fp32")
 
 
@@ -81,13 +82,14 @@ def export(settings: Export) -> Path:
     for path in written:
         if path.exists() and not settings.overwrite:
             raise UserError(f"{path} exists already. Choose another out=..., or overwrite=true.")
+    write = {"diffusers": _write_folder, "kohya": _write_adapter}.get(settings.format, _write_single_file)
+    if settings.format == "kohya":
+        from dreamlab.kohya import read_adapter
+
+        read_adapter(Path(source).expanduser())  # whole weights are refused before any is loaded
     model: Any = load("stable_diffusion", source, vae=settings.vae, config=settings.config)
     with written_whole(out) as temporary:
-        if settings.format == "diffusers":
-            _write_folder(model, temporary, settings.dtype)
-        else:
-            state = single_file_state(model)
-            _write_file(halved(state) if settings.dtype == "fp16" else state, temporary, settings.format, settings.run)
+        write(model, temporary, settings)
     print(out)
     if settings.card:
         _write_card(settings, out)
@@ -109,7 +111,8 @@ def _place_for(settings: Export) -> Path:
     is_snapshot = run is not None and run.path != given.resolve()
     name = f"{run.path.name}-{given.name}" if run is not None and is_snapshot else given.name
     stem = re.sub(r"\W+", "-", name).strip("-") or "model"
-    suffix = "" if settings.format == "diffusers" else f".{settings.format}"
+    suffixes = {"diffusers": "", "kohya": "-adapter.safetensors"}
+    suffix = suffixes.get(settings.format, f".{settings.format}")
     return Path(f"outputs/exports/{stem}-{settings.dtype}{suffix}")
 
 
@@ -126,8 +129,8 @@ def _write_card(settings: Export, out: Path) -> None:
             temporary.write_bytes(content)
 
 
-def _write_folder(model: "StableDiffusion", folder: Path, dtype: str) -> None:
-    if dtype == "fp16":
+def _write_folder(model: "StableDiffusion", folder: Path, settings: Export) -> None:
+    if settings.dtype == "fp16":
         for part in model.parts().values():
             part.half()
     model.pipeline().save_pretrained(folder)
@@ -137,15 +140,30 @@ def _write_folder(model: "StableDiffusion", folder: Path, dtype: str) -> None:
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_file(state: "dict[str, Tensor]", file: Path, kind: str, given: str) -> None:
+def _write_adapter(model: "StableDiffusion", file: Path, settings: Export) -> None:
+    from dreamlab.kohya import kohya_state, kohya_words, read_adapter
+    from dreamlab.runs import run_of, source_of
+
+    adapter, weights = read_adapter(Path(source_of(settings.run)).expanduser())
+    run, name = run_of(settings.run), _place_for(settings).stem
+    words = kohya_words(adapter, run.read_config() if run else {}, model, name)
+    _write_file(kohya_state(adapter, weights), file, settings, {**description(settings.run), **words})
+
+
+def _write_single_file(model: "StableDiffusion", file: Path, settings: Export) -> None:
+    _write_file(single_file_state(model), file, settings, description(settings.run))
+
+
+def _write_file(state: "dict[str, Tensor]", file: Path, settings: Export, about: dict[str, str]) -> None:
     import torch
     from safetensors.torch import save_file
 
+    state = halved(state) if settings.dtype == "fp16" else state
     state = {name: weight.contiguous() for name, weight in state.items()}
-    if kind == "safetensors":
-        save_file(state, file, description(given))
+    if settings.format == "ckpt":
+        torch.save({"state_dict": state, "dreamlab": about}, file)
     else:
-        torch.save({"state_dict": state, "dreamlab": description(given)}, file)
+        save_file(state, file, about)
 
 
 @hydra.main(config_path=conf_dir(), config_name="export", version_base="1.3")

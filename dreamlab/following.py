@@ -82,7 +82,7 @@ class Following:
         if moments and not moments.is_taken(reached):
             moments.take(reached)
         with average.in_use() if average else contextlib.nullcontext():
-            self.run.save_model(model)
+            assemble.save_model(config, self.subject, self.run, model, reached)
         if self.subject.sample_prompts:
             report.draw_grid(self.run, self.run.grid)
         if moments:

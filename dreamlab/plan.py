@@ -153,7 +153,7 @@ def pace(folder: Path, settings: Mapping[str, Any]) -> tuple[float, float] | Non
 
 ALIKE = (
     "model.family", "model.source", "resolution", "batch_size", "accumulate", "precision", "device", "adapter.train",
-    "eval.kind",
+    "adapter.kind", "adapter.rank", "eval.kind",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Use(IntEnum):
     OFFSET = 9
     ROUNDING = 10
     PROBE = 11
+    DROPOUT = 12
 
 
 def generator(seed: int, use: Use, update: int, sample: int, is_prior: bool = False) -> np.random.Generator:

@@ -24,10 +24,10 @@ from dreamlab.whole import sweep
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
 ONLY_SHOWN = ("prompts", "sampling", "sample_every", "eval", "early_stop")
-# What the model group recommends decides nothing itself: the settings that take it are compared
+# What the model and adapter groups recommend decides nothing itself: the settings that take it are compared
 RECOMMENDED = (
-    "lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts", "eval_prompts",
-    "dino", "clip",
+    "lr", "adapter_lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts",
+    "eval_prompts", "dino", "clip",
 )  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def continued(config: Train, subject: Subject, own: str, files: Sequence[Path]) 
     if ignores_steps(config.schedule.name):
         before["steps"] = now["steps"]
     for settings in (before, now):
-        settings["model"] = {k: v for k, v in settings["model"].items() if k not in RECOMMENDED}
+        for group in ("model", "adapter"):
+            settings[group] = {k: v for k, v in settings[group].items() if k not in RECOMMENDED}
     changed = list(_differences(before, now))
     if changed:
         raise UserError(

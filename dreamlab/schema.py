@@ -23,7 +23,8 @@ class Model:
     padding: str = "full"  # full: prompts fill the text encoder's length, as at inference | longest: of the batch
     attention: str = "sdpa"  # sdpa (PyTorch's own) | xformers
     resolution: int = 64  # side of the square training crop, in pixels
-    lr: float = 1e-6
+    lr: float = 1e-6  # of the weights themselves
+    adapter_lr: float = 1e-4  # of adapters, which begin at zero
     steps: int = 800
     batch_size: int = 1
     precision: str = "fp32"
@@ -40,8 +41,14 @@ class Model:
 class Adapter:
     """How the model is changed."""
 
-    kind: str = "full"  # full: the weights themselves
+    kind: str = "full"  # full: the weights themselves | lora | dora | lokr: few weights beside them
     train: list[str] = field(default_factory=lambda: ["unet", "text_encoder"])  # parts, or unet.attention and the like
+    lr: float = 1e-6  # what the top-level key of this name is unless given
+    # Of all kinds but full, which has null
+    rank: int | None = None
+    alpha: float | None = None  # what is learnt counts alpha / rank times
+    dropout: float | None = None  # share of a layer's inputs (of lokr: of its outputs) that training leaves out
+    targets: list[str] | None = None  # which layers: attention, feed_forward, projections, convolutions
 
 
 @dataclass

@@ -4,26 +4,32 @@
                             unet.safetensors      weights under diffusers' own names, fp16
                             text_encoder.safetensors
 
-Only weights that learn are there: everything else is the base model's, which the JSON names. A snapshot stands
-wherever a model can be named; models.load() comes here with it.
+Only weights that learn are there: everything else is the base model's, which the JSON names. An adapter's are in files
+that other programs read (adapter_files.py), and such a folder, in float32, is also what its run leaves in model/. A
+snapshot stands wherever a model can be named; models.load() comes here with it.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dreamlab import adapter_files
 from dreamlab.errors import UserError
-from dreamlab.models import Family, load
+from dreamlab.low_rank import file_name, fill, insert, layer_of, low_rank_of, merge
+from dreamlab.models import PLAIN, Family, Options, load
 from dreamlab.runs import write_json
 from dreamlab.schema import Model
 from dreamlab.whole import written_whole
 
 _PREFIX = "text_model."  # stands before a text encoder's names in files; in memory only for some versions
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 BASE = ("family", "source", "revision", "variant", "vae", "config")  # what names a base model: load()'s arguments
 
 
@@ -36,19 +42,25 @@ def base_of(model: Model) -> dict[str, str | None]:
     return named
 
 
-def write_snapshot(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write `weights`, named <part>.<name in the part>, and `about`, which holds `base` and `update`."""
+def write_snapshot(
+    folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any], dtype: str = "fp16"
+) -> None:  # fmt: skip
+    """Write `weights`, named <part>.<name in the part>, and `about`, which holds `base`, `update`, maybe `adapter`."""
     parts: dict[str, dict[str, Tensor]] = {}
+    adapter = low_rank_of(about["adapter"]) if "adapter" in about else None
     for name, weight in weights.items():
         part, _, key = name.partition(".")
-        parts.setdefault(part, {})[_PREFIX * part.startswith("text_encoder") + key.removeprefix(_PREFIX)] = (
-            weight.detach().half().cpu().contiguous()
-        )
+        is_text = part.startswith("text_encoder")
+        told = file_name(key) if adapter else _PREFIX * is_text + key.removeprefix(_PREFIX)
+        parts.setdefault(part, {})[told] = weight.detach().to("cpu", DTYPES[dtype]).contiguous()
     with written_whole(folder) as temporary:
         temporary.mkdir()
-        for part, state in parts.items():
-            save_file(state, temporary / f"{part}.safetensors", {"format": "pt"})
-        write_json(temporary / "snapshot.json", {**about, "parts": sorted(parts), "dtype": "fp16"})
+        if adapter:
+            adapter_files.write(temporary, adapter, parts)
+        else:
+            for part, state in parts.items():
+                save_file(state, temporary / f"{part}.safetensors", {"format": "pt"})
+        write_json(temporary / "snapshot.json", {**about, "parts": sorted(parts), "dtype": dtype})
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -59,8 +71,11 @@ def read_about(folder: Path) -> dict[str, Any]:
             isinstance(name, str) for name in (about["base"]["family"], about["base"]["source"], *about["parts"])
         ):
             raise TypeError("a name is no text")
-        missing = [part for part in about["parts"] if not (folder / f"{part}.safetensors").is_file()]
-        reason = f"{missing[0]}.safetensors is missing" if missing else ""
+        files = [f"{part}.safetensors" for part in about["parts"]]
+        if "adapter" in about:
+            files = adapter_files.files_of(low_rank_of(about["adapter"]).kind, about["parts"])
+        missing = [file for file in files if not (folder / file).is_file()]
+        reason = f"{missing[0]} is missing" if missing else ""
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"snapshot.json: {type(error).__name__} {error}"
     if reason:
@@ -68,7 +83,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def load_snapshot(folder: Path, vae: str | None = None, config: str | None = None) -> Family:
+def load_snapshot(
+    folder: Path, vae: str | None = None, config: str | None = None, options: Options = PLAIN
+) -> Family:  # fmt: skip
     """The base model, float32, with the snapshot's weights in it; UserError where they don't fit each other."""
     about = read_about(folder)
     base = {key: about["base"].get(key) for key in BASE}
@@ -76,13 +93,19 @@ def load_snapshot(folder: Path, vae: str | None = None, config: str | None = Non
         base["vae"] = vae
     if config:
         base["config"] = config
+    if about.get("zero_terminal_snr"):  # a pipeline would have it in its scheduler
+        options = replace(options, zero_terminal_snr=True)
     try:
-        model = load(**base)
+        model = load(**base, options=options)
     except UserError as error:
         raise UserError(f"The base model of {folder} (see its snapshot.json) cannot be loaded. {error}") from None
     for part in about["parts"]:
         if part not in model.parts():
             raise UserError(f"{folder} holds a part {part!r}, which its base {base['source']!r} has not.")
+    if "adapter" in about:
+        _merge(model, folder, about)
+        return model
+    for part in about["parts"]:
         _fill(model.parts()[part], folder / f"{part}.safetensors", str(base["source"]))
     return model
 
@@ -103,3 +126,23 @@ def _fill(part: nn.Module, file: Path, base: str) -> None:
             f" ({len(strange)} of {len(weights)} weights). Put the right base into snapshot.json."
         )
     part.load_state_dict(weights, strict=False)  # what is missing is the base's, and nothing is unknown
+
+
+def _merge(model: Family, folder: Path, about: Mapping[str, Any]) -> None:
+    """Add an adapter's weights to the layers that they belong to."""
+    adapter, parts = low_rank_of(about["adapter"]), model.parts()
+    weights = adapter_files.read(folder, adapter.kind, about["parts"])
+    for part, state in weights.items():
+        prefix = _PREFIX * hasattr(parts[part], "text_model")
+        own = {name for name, _ in parts[part].named_modules()}
+        layers = sorted({prefix + layer_of(name) for name in state})
+        strange = [name for name in layers if name not in own]
+        if not strange:
+            insert({part: parts[part]}, adapter, {part: layers})
+            strange = fill(parts[part], {prefix + name: weight for name, weight in state.items()})
+        if strange:
+            raise UserError(
+                f"{folder} does not fit its base {about['base']['source']!r}: {part} has no {strange[0]!r} of this"
+                f" shape ({len(strange)} in all). Put the right base into snapshot.json."
+            )
+        merge(parts[part])

@@ -79,7 +79,7 @@ def train_ours(config: Train, subject: Subject, warmup: int, updates: int) -> Ro
 def train_plainly(config: Train, subject: Subject, warmup: int, updates: int) -> Row:
     """The same with the plain loop, which knows fewer settings."""
     began, device = time.perf_counter(), pick_device(config.device)
-    if config.precision not in DTYPES or config.accumulate > 1 or config.adapter.train not in PARTS:
+    if config.precision not in DTYPES or config.accumulate > 1 or not _trains_parts(config):
         raise UserError("The plain loop knows precision=fp32|bf16|fp16, accumulate=1 and adapter.train=[unet] or both.")
     forget_peak(device)
     loop, work = _loop(config, device, config.model.gradient_checkpointing), _work(config)
@@ -107,7 +107,7 @@ def with_roofline(row: Row, config: Train) -> Row:
     """The row with its floor and its share of it, where the card and what is trained are known ones."""
     device, work = pick_device(config.device), _work(config)
     unknown: Row = {**row, "flops": None, "floor_ms": None, "share": None}
-    if config.adapter.train not in PARTS:
+    if not _trains_parts(config):
         return unknown
     if work not in _flops:
         try:
@@ -165,6 +165,11 @@ def _drawn(once: Callable[[int], None], draws: Draws, repeats: int, device: torc
 
 def _timed(laps_ms: list[float]) -> Row:
     return {"ms": spread(laps_ms), "updates": len(laps_ms)}
+
+
+def _trains_parts(config: Train) -> bool:
+    """Whether it trains what the plain loop can."""
+    return config.adapter.kind == "full" and config.adapter.train in PARTS
 
 
 def _work(config: Train) -> Work:

@@ -168,7 +168,7 @@ def load(
     if is_snapshot(Path(source).expanduser()):
         from dreamlab.snapshots import load_snapshot
 
-        return load_snapshot(Path(source).expanduser(), vae, config)
+        return load_snapshot(Path(source).expanduser(), vae, config, options)
     from dreamlab.models.stable_diffusion import StableDiffusion
     from dreamlab.quiet import quiet_imported_libraries
 
