@@ -72,10 +72,9 @@ def base_model(config: Train) -> Family:
     use_attention(chosen.attention, model.parts().values())
     # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
     if device.type == "cuda" and "bitsandbytes" not in config.optimizer["_target_"]:
-        for name in ("unet", "vae"):
-            if name in model.parts():
-                network: Any = model.parts()[name]
-                network.to(memory_format=torch.channels_last)
+        for name in {"unet", "vae"} & model.parts().keys():
+            network: Any = model.parts()[name]
+            network.to(memory_format=torch.channels_last)
     return model
 
 

@@ -37,7 +37,7 @@ def obstacle(config: Train) -> str | None:
         "model.padding=longest, since shapes change": config.model.padding == "longest",
         "prior=distill": config.prior.kind == "distill" and config.prior_weight > 0,
         "text_encoder_stop": config.text_encoder_stop is not None,
-        "adapter.dropout, which is drawn for each update": config.adapter.dropout > 0,
+        "adapter.dropout, which is drawn for each update": bool(config.adapter.dropout),
         "adapter=lokr": config.adapter.kind == "lokr",
         "precision=bf16_pure, whose rounding is drawn for each update": config.precision == "bf16_pure",
         "bitsandbytes' paged optimizers": "Paged" in str(config.optimizer.get("_target_")),
