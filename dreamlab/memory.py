@@ -17,7 +17,7 @@ from dreamlab.schema import Train
 GIB = 2**30
 MOMENT_BYTES = {"AdamW8bit": 2, "PagedAdamW8bit": 0, "Lion": 1, "SGD": 0, "Adafactor": 0}  # a weight; others 8
 KEPT_BYTES = 354_000, 75_000  # for each latent pixel of an image: activations kept, or computed twice
-NEEDS_GIB = {"24gb": 15.6, "16gb": 9.9, "12gb": 8.9, "8gb": 6.5}  # SD 1.5, 512 px, batch 1, text encoder too
+NEEDS_GIB = {"24gb": 15.6, "16gb": 10.1, "12gb": 9.6, "8gb": 5.9}  # SD 1.5, 512 px, batch 1, text encoder too
 
 
 def estimate_gib(config: Train, module: DreamBooth) -> float:
