@@ -144,13 +144,14 @@ class StopCleanly(Updates):
 
     def __init__(self) -> None:
         self.is_asked = False
-        self._before: dict[int, Any] = {}
+        # Of the process, before Lightning sets its own, which hold the trainer and so a whole model
+        self._before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in self._before:
+                signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.is_asked = True
@@ -164,9 +165,9 @@ class StopCleanly(Updates):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the process's own handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The next run of a sweep is not this one's to stop."""
