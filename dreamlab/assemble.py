@@ -73,8 +73,7 @@ def base_model(config: Train) -> Family:
     # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
     if device.type == "cuda" and "bitsandbytes" not in config.optimizer["_target_"]:
         for name in {"unet", "vae"} & model.parts().keys():
-            network: Any = model.parts()[name]
-            network.to(memory_format=torch.channels_last)
+            model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
