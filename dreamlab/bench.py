@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from dreamlab import entry
 from dreamlab.commands import Bench, Draws
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, did_you_mean, explained
-from dreamlab.quiet import quiet_imported_libraries, quiet_libraries
+from dreamlab.config import conf_dir
+from dreamlab.errors import UserError, did_you_mean
+from dreamlab.quiet import quiet_imported_libraries
 
 if TYPE_CHECKING:
     from dreamlab.schema import Train
@@ -155,21 +155,15 @@ def bench(settings: Bench) -> Path:
     return out
 
 
-@hydra.main(config_path=conf_dir(), config_name="bench", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        words = HydraConfig.get().overrides.task
-        settings.settings = [*(word for word in words if word.startswith(("model=", "model."))), *settings.settings]
-        bench(settings)
+def _act(settings: Bench) -> None:
+    words = HydraConfig.get().overrides.task
+    settings.settings = [*(word for word in words if word.startswith(("model=", "model."))), *settings.settings]
+    bench(settings)
 
 
 def main() -> None:
     """The console command dreamlab-bench."""
-    register_schemas()
-    quiet_libraries()
-    with explained(setting_names(Bench)):
-        _command()
+    entry.run("bench", Bench, _act)
 
 
 if __name__ == "__main__":

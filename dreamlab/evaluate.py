@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from dreamlab import entry
 from dreamlab.commands import Evaluate
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, explained
-from dreamlab.quiet import quiet_libraries
+from dreamlab.config import setting_names
+from dreamlab.errors import UserError
 from dreamlab.schema import Train
 
 if TYPE_CHECKING:
@@ -124,19 +123,9 @@ def _new_run(settings: Evaluate, config: Train, subject: "Subject") -> "RunDirec
     return run
 
 
-@hydra.main(config_path=conf_dir(), config_name="evaluate", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        evaluate(settings)
-
-
 def main() -> None:
     """The console command dreamlab-evaluate."""
-    register_schemas()
-    quiet_libraries()
-    with explained(setting_names(Evaluate)):
-        _command()
+    entry.run("evaluate", Evaluate, evaluate)
 
 
 if __name__ == "__main__":

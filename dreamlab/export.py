@@ -9,13 +9,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
+from dreamlab import entry
 from dreamlab.commands import Export
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, did_you_mean, explained
-from dreamlab.quiet import quiet_libraries
+from dreamlab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,19 +162,9 @@ def _write_file(state: "dict[str, Tensor]", file: Path, settings: Export, about:
         save_file(state, file, about)
 
 
-@hydra.main(config_path=conf_dir(), config_name="export", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        export(settings)
-
-
 def main() -> None:
     """The console command dreamlab-export."""
-    register_schemas()
-    quiet_libraries()
-    with explained(setting_names(Export)):
-        _command()
+    entry.run("export", Export, export)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,11 @@ imported by its full name alone, so the standard library's inspect stays what it
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
+from dreamlab import entry
 from dreamlab.commands import Inspect
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, explained
-from dreamlab.quiet import quiet_libraries
+from dreamlab.errors import UserError
 from dreamlab.schema import Train
 
 if TYPE_CHECKING:
@@ -142,19 +138,9 @@ def _row(name: str, size: str, cut_away: float, blur: str, told: str) -> "Sequen
     return name, size, f"{cut_away:.0%}", blur, told
 
 
-@hydra.main(config_path=conf_dir(), config_name="inspect", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        inspect(settings)
-
-
 def main() -> None:
     """The console command dreamlab-inspect."""
-    register_schemas()
-    quiet_libraries()
-    with explained(setting_names(Inspect)):
-        _command()
+    entry.run("inspect", Inspect, inspect)
 
 
 if __name__ == "__main__":

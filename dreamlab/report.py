@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
+from dreamlab import entry
 from dreamlab.commands import Report
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, explained
-from dreamlab.quiet import quiet_libraries
+from dreamlab.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -180,20 +176,10 @@ def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
     print(page)
 
 
-@hydra.main(config_path=conf_dir(), config_name="report", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        report(settings)
-
-
 def main() -> None:
     """The console command dreamlab-report."""
-    register_schemas()
-    quiet_libraries()
     sys.argv[1:] = with_names(sys.argv[1:])
-    with explained(setting_names(Report)):
-        _command()
+    entry.run("report", Report, report)
 
 
 def with_names(words: Sequence[str]) -> list[str]:

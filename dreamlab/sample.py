@@ -14,13 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
+from dreamlab import entry
 from dreamlab.commands import Sample
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, did_you_mean, explained
-from dreamlab.quiet import quiet_libraries
+from dreamlab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -209,19 +205,9 @@ def _draw_rows(
     return [[images[row * n + k] for k in range(n)] for row in range(len(rows))]
 
 
-@hydra.main(config_path=conf_dir(), config_name="sample", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        sample(settings)
-
-
 def main() -> None:
     """The console command dreamlab-sample."""
-    register_schemas()
-    quiet_libraries()
-    with explained(setting_names(Sample)):
-        _command()
+    entry.run("sample", Sample, sample)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,11 @@ The rule is told in docs/math.md: trial.py measures, identifiers.py reads the vo
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
+from dreamlab import entry
 from dreamlab.commands import Tokens
-from dreamlab.config import conf_dir, register_schemas, setting_names
-from dreamlab.errors import UserError, explained
-from dreamlab.quiet import quiet_libraries
+from dreamlab.errors import UserError
 from dreamlab.schema import Train
 
 if TYPE_CHECKING:
@@ -101,22 +97,12 @@ def _draw(trial: "Trial", words: Sequence[str], count: int, file: Path) -> Path:
     return file
 
 
-@hydra.main(config_path=conf_dir(), config_name="tokens", version_base="1.3")
-def _command(raw: DictConfig) -> None:
-    with explained():  # here too: Hydra would print a line of its own first
-        settings: Any = OmegaConf.to_object(raw)
-        tokens(settings)
-
-
 def main() -> None:
     """The console command dreamlab-tokens."""
     import sys
 
-    register_schemas()
-    quiet_libraries()
     sys.argv[1:] = [_as_list(word) for word in sys.argv[1:]]
-    with explained(setting_names(Tokens)):
-        _command()
+    entry.run("tokens", Tokens, tokens)
 
 
 def _as_list(word: str) -> str:
