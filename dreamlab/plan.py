@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ class Member:
     def steps(self) -> int:
         """Its last update."""
         return int(self.settings["steps"])
+
+    @cached_property
+    def end(self) -> tuple[str, int]:
+        """How its directory says it ended, empty where there is none; and the update it can go on from."""
+        if self.folder is None or self.settings["resume"] == "never":
+            return "", 0
+        run = RunDirectory(Path(self.folder))
+        state = str(run.status().get("state", ""))
+        return state, self.steps if state == "finished" else max(map(update_of, run.states()), default=0)
 
 
 @dataclass(frozen=True)
@@ -78,15 +88,16 @@ def make_plan(jobs: Sequence[Sequence[str]]) -> Plan:
     members = []
     for number, words in enumerate(jobs):
         config: Any = OmegaConf.to_object(compose("train", list(words)))
-        members.append(_member(number, config, [word for word in words if word not in common]))
+        own = [word for word in words if word not in common]
+        try:
+            members.append(_member(number, config, own))
+        except UserError:
+            members.append(Member(number, dataclasses.asdict(config), None, "", own))
     return Plan(members)
 
 
 def plan_of(config: Train) -> Plan:
     """The plan of a lone run; UserError where it can't be trained."""
-    from dreamlab.checks import check
-
-    check(config)
     return Plan([_member(0, config, [])])
 
 
@@ -96,10 +107,7 @@ def _member(number: int, config: Train, words: list[str]) -> Member:
     from dreamlab.resume import folder_of
 
     settings = dataclasses.asdict(config)
-    try:
-        config, subject = check(config)
-    except UserError:
-        return Member(number, settings, None, "", words)
+    config, subject = check(config)
     settings["token"] = config.token  # chosen by now, so that jobs in other processes need not choose
     return Member(number, settings, str(folder_of(config, subject)), training_key(config, subject), words)
 
@@ -110,26 +118,12 @@ def settings_of(member: Member) -> Train:
     return config
 
 
-def state_of(member: Member) -> tuple[str, int]:
-    """How a member's directory says it ended, empty where there is none; and the update it can go on from."""
-    if member.folder is None:
-        return "", 0
-    run = RunDirectory(Path(member.folder))
-    if member.settings["resume"] == "never":
-        return "", 0
-    state = str(run.status().get("state", ""))
-    return state, member.steps if state == "finished" else max(map(update_of, run.states()), default=0)
-
-
 def updates_to_do(training: Sequence[Member]) -> int:
     """Updates that one training of these members takes, from the newest state that all unfinished ones can use."""
-    ends = {member.number: state_of(member) for member in training}
-    unfinished = [member for member in training if ends[member.number][0] != "finished"]
+    unfinished = [member.steps for member in training if member.end[0] != "finished"]
     if not unfinished:
         return 0
-    shortest, longest = (pick(member.steps for member in unfinished) for pick in (min, max))
-    reached = max((update for _, update in ends.values() if update <= shortest), default=0)
-    return longest - reached
+    return max(unfinished) - max((m.end[1] for m in training if m.end[1] <= min(unfinished)), default=0)
 
 
 def pace(folder: Path, settings: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dreamlab.plan import Member, Plan, pace, state_of, updates_to_do
+from dreamlab.plan import Member, Plan, pace, updates_to_do
 from dreamlab.progress import console
 
 MAX_ROWS = 40
@@ -38,7 +38,7 @@ def summary(plan: Plan) -> str:
     trainings, able = plan.trainings(), [member for member in plan.members if member.folder]
     to_do = sum(map(updates_to_do, trainings))
     alone = sum(member.steps for member in able)
-    finished = sum(state_of(member)[0] == "finished" for member in able)
+    finished = sum(member.end[0] == "finished" for member in able)
     told = f"{len(plan.members)} runs in {len(trainings)} trainings: {to_do:,} updates"
     told += f" instead of {alone:,}" * (alone != to_do) + f", {finished} finished before" * bool(finished)
     refused = len(plan.members) - len(able)
@@ -48,7 +48,7 @@ def summary(plan: Plan) -> str:
 def _time(plan: Plan, updates: int) -> str:
     """About how long, where a run like these has been timed on this machine."""
     able = [member for member in plan.members if member.folder]
-    waiting = sum(state_of(member)[0] != "finished" for member in able)
+    waiting = sum(member.end[0] != "finished" for member in able)
     known = pace(Path(str(able[0].folder)).parent, able[0].settings) if able and waiting else None
     if known is None:
         return "; how long is known once a run like these has finished" * bool(waiting)
@@ -59,7 +59,7 @@ def _time(plan: Plan, updates: int) -> str:
 
 def _state(training: Sequence[Member]) -> str:
     """How many are done, and from where the others go on."""
-    states = [state_of(member) for member in training]
+    states = [member.end for member in training]
     done = sum(state == "finished" for state, _ in states)
     if done == len(training):
         return "finished"

@@ -7,14 +7,14 @@ The same holds for runs that differ only in what is shown or measured. Called by
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dreamlab.config import signature
 from dreamlab.moments import evaluated_updates, spaced
 from dreamlab.progress import console
-from dreamlab.resume import Start, continued, settings_that_matter
+from dreamlab.resume import Start, settings_that_matter
 from dreamlab.runlog import RunLog
 from dreamlab.runs import JsonLines, RunDirectory, numbered, update_of
 from dreamlab.schedules import ignores_steps
@@ -22,34 +22,17 @@ from dreamlab.schema import Train
 from dreamlab.subject import Subject
 from dreamlab.whole import link_whole
 
-ALONE = "early_stop ends a run where its own moments say so"
-
 
 def training_key(config: Train, subject: Subject) -> str:
     """The same for runs that one training can hold, which are as long as the longest of them."""
     values: dict[str, Any] = settings_that_matter(config, subject.digest)
     if ignores_steps(config.schedule.name):
         del values["steps"]
+    # early_stop ends a run where its own moments say so
     if config.early_stop != "none" or config.resume not in ("auto", "never"):
         values["alone"] = signature(config, subject.digest), config.resume
     values |= {"photos_in": config.instance_dir, "device": config.device, "resume": config.resume}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-Opened = tuple[Train, Subject, RunDirectory, Start]
-
-
-def common_start(unfinished: Sequence[Opened], runs: Sequence[RunDirectory]) -> Start:
-    """Where one training for all of `unfinished`, the shortest first, can begin.
-
-    At the newest state of any of `runs` that lies within the shortest, or at update 0.
-    """
-    shortest, (longest, subject, _, start) = unfinished[0][0], unfinished[-1]
-    if longest.resume == "never":
-        return start
-    states = {state for run in runs for state in run.states() if update_of(state) <= shortest.steps}
-    newest = sorted(states, key=update_of, reverse=True)
-    return continued(longest, subject, start.signature, newest) if newest else Start(start.signature)
 
 
 def take_over(config: Train, log: RunLog, start: Start) -> None:

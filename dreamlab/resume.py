@@ -10,17 +10,16 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dreamlab.config import WITHOUT_EFFECT, signature
 from dreamlab.errors import UserError
-from dreamlab.runs import RunDirectory, cache_dir
+from dreamlab.runs import RunDirectory, update_of
 from dreamlab.schedules import ignores_steps
 from dreamlab.schema import Train
 from dreamlab.subject import Subject
-from dreamlab.whole import sweep
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
 ONLY_SHOWN = ("prompts", "sampling", "sample_every", "eval", "early_stop")
@@ -58,8 +57,20 @@ def folder_of(config: Train, subject: Subject) -> Path:
     return Path(config.out).expanduser() / (config.name or f"{slug}-{signature(config, subject.digest)}")
 
 
-def find_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
-    """The run's directory, and whether it is finished; UserError where the directory holds another run."""
+class Opened(NamedTuple):
+    """A run before it is trained: its checked settings, its directory, and what is known of its start."""
+
+    config: Train
+    subject: Subject
+    run: RunDirectory
+    start: Start
+
+
+def open_run(config: Train, subject: Subject, joins: bool = False) -> Opened:
+    """The run's directory, and whether it is finished; UserError where the directory holds another run.
+
+    A process that `joins` others changes nothing.
+    """
     own = signature(config, subject.digest)
     run = RunDirectory(folder_of(config, subject))
     if config.resume == "never" and not joins:
@@ -70,22 +81,24 @@ def find_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunD
             f"{run.path} holds a run with other settings or photos. Choose another name=..., or replace that run"
             " with resume=never."
         )
-    return run, Start(own, is_finished=status.get("state") == "finished")
+    return Opened(config, subject, run, Start(own, is_finished=status.get("state") == "finished"))
 
 
-def open_run(config: Train, subject: Subject, joins: bool = False) -> tuple[RunDirectory, Start]:
-    """The run's directory and where to start.
+def where_to_start(unfinished: Sequence[Opened], runs: Sequence[RunDirectory]) -> Start:
+    """Where one training of all `unfinished` runs, the shortest first, begins.
 
-    A process that `joins` others changes nothing and finds what the first one started from.
+    At the newest state of any of `runs` that lies within the shortest, or at update 0; at the state that resume=<path>
+    names, for a run that has it.
     """
-    if not joins:
-        sweep(cache_dir(config.cache_dir), older_than_s=3600)  # other machines may be writing there now
-    run, start = find_run(config, subject, joins)
-    if config.resume not in ("auto", "never"):
-        return run, continued(config, subject, start.signature, _states_at(config.resume))
-    if start.is_finished or not run.states() or config.resume == "never":
-        return run, start
-    return run, continued(config, subject, start.signature, run.states())
+    longest, own = unfinished[-1], unfinished[-1].start.signature
+    if longest.config.resume == "never":
+        return Start(own)
+    if longest.config.resume != "auto":
+        return _continue(longest.config, longest.subject, own, _states_at(longest.config.resume))
+    last = unfinished[0].config.steps
+    states = {state for run in runs for state in run.states() if update_of(state) <= last}
+    newest = sorted(states, key=update_of, reverse=True)
+    return _continue(longest.config, longest.subject, own, newest) if newest else Start(own)
 
 
 def _states_at(given: str) -> list[Path]:
@@ -130,7 +143,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             yield f"{prefix}{key} ({old} there, {new} now)"
 
 
-def continued(config: Train, subject: Subject, own: str, files: Sequence[Path]) -> Start:
+def _continue(config: Train, subject: Subject, own: str, files: Sequence[Path]) -> Start:
     """A start at the newest of the states; UserError where it belongs to a training that would differ."""
     file, about = _newest_readable(files)
     now = settings_that_matter(config, subject.digest)

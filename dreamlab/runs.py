@@ -147,6 +147,10 @@ class RunDirectory:
                 f"{file} is not readable ({error}). Move {self.path} away, or choose another name."
             ) from None
 
+    def has_failed(self) -> bool:
+        """Whether its last training ended in an error."""
+        return self.status().get("state") == "failed"
+
     def set_status(self, state: str, **details: Any) -> None:
         """Replace status.json."""
         write_json(self.path / "status.json", {"state": state, **details})

@@ -1,7 +1,7 @@
 """A sweep from its first word to its last: the plan before it, and the comparison after it.
 
 Hydra's sweeper and launchers do the work between. `Sweep` is named by conf/train.yaml under hydra.callbacks; train.py
-asks `together` what a job trains, and calls `finish` at the end.
+asks `together` what a job trains, and runs all of it inside `concluded`.
 """
 
 import contextlib

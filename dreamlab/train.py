@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from dreamlab.following import Following
     from dreamlab.module import DreamBooth
-    from dreamlab.prefixes import Opened
-    from dreamlab.resume import Start
+    from dreamlab.resume import Opened, Start
     from dreamlab.runs import RunDirectory
 
 
@@ -45,26 +44,26 @@ def train_together(configs: Sequence[Train], in_sweep: bool = False) -> "list[Ru
     """
     from dreamlab.checks import check
     from dreamlab.claim import claimed
-    from dreamlab.prefixes import common_start
     from dreamlab.processes import local_rank
-    from dreamlab.resume import find_run, folder_of, open_run
+    from dreamlab.resume import folder_of, open_run, where_to_start
+    from dreamlab.runs import cache_dir
+    from dreamlab.whole import sweep
 
     checked, joins = [check(config) for config in configs], local_rank() > 0
     with contextlib.ExitStack() as claims:
-        for folder in sorted({folder_of(*one) for one in checked}) if not joins else ():
-            claims.enter_context(claimed(folder, in_sweep))
-        opened = [(*one, *(open_run if len(configs) == 1 else find_run)(*one, joins)) for one in checked]
-        runs = [run for *_, run, _ in opened]
-        unfinished = sorted((one for one in opened if not one[3].is_finished), key=lambda one: one[0].steps)
-        failed = [
-            one for one in unfinished if in_sweep and not one[0].retry and one[2].status().get("state") == "failed"
-        ]
-        unfinished = [one for one in unfinished if one not in failed]
-        if unfinished:
-            start = unfinished[0][3] if len(configs) == 1 else common_start(unfinished, runs)
-            _train(unfinished, start, joins)
-    if failed:
-        told = "; ".join(f"{run.path.name} failed before ({run.status().get('message')})" for *_, run, _ in failed)
+        if not joins:
+            for folder in sorted({folder_of(*one) for one in checked}):
+                claims.enter_context(claimed(folder, in_sweep))
+            sweep(cache_dir(checked[0][0].cache_dir), older_than_s=3600)  # other machines may be writing there now
+        opened = [open_run(*one, joins) for one in checked]
+        runs = [one.run for one in opened]
+        unfinished = sorted((one for one in opened if not one.start.is_finished), key=lambda one: one.config.steps)
+        left = [one.run for one in unfinished if in_sweep and not one.config.retry and one.run.has_failed()]
+        wanted = [one for one in unfinished if one.run not in left]
+        if wanted:
+            _train(wanted, where_to_start(wanted, runs), joins)
+    if left:
+        told = "; ".join(f"{run.path.name} failed before ({run.status().get('message')})" for run in left)
         raise UserError(f"{told}. Try again what failed: the same command with retry=true.")
     return runs
 
@@ -84,10 +83,10 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     load = functools.cache(encoders.load)
     with contextlib.ExitStack() as guards:
         followed = []
-        for own_config, own_subject, own_run, own_start in members if not joins else ():
-            guards.enter_context(own_run.guarded(own_start.signature, start.update))
-            log = RunLog(own_run, own_config.steps, own_start.signature)
-            followed.append(Following(own_config, own_subject, log, load))
+        for one in members if not joins else ():
+            guards.enter_context(one.run.guarded(one.start.signature, start.update))
+            log = RunLog(one.run, one.config.steps, one.start.signature)
+            followed.append(Following(one.config, one.subject, log, load))
         guards.enter_context(explained_shortage())
         model = assemble.base_model(config)
         if not joins:

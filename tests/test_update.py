@@ -66,7 +66,7 @@ class Keep(Callback):
 def fitted(config: Train, update: int, prior_in_batch: bool | None = None) -> dict[str, Tensor]:
     """The trained weights after `update` updates; `prior_in_batch` puts class images there whatever they weigh."""
     config, subject = check(config)
-    run, start = open_run(config, subject)
+    _, _, run, start = open_run(config, subject)
     model, keep = assemble.base_model(config), Keep(update)
     run.path.mkdir(parents=True)
     shown = replace(config, prior_weight=1.0) if prior_in_batch else config
