@@ -71,9 +71,9 @@ def base_model(config: Train) -> Family:
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())
     # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
-    if device.type == "cuda" and "bitsandbytes" not in config.optimizer["_target_"]:
-        for name in {"unet", "vae"} & model.parts().keys():
-            model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    laid = {"vae"} if "bitsandbytes" in config.optimizer["_target_"] else {"unet", "vae"}
+    for name in laid & model.parts().keys() if device.type == "cuda" else ():
+        model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
@@ -83,14 +83,15 @@ def samples(
     """The sample prompts and seeds, bound to this model, or to the average of its weights."""
     chosen = config.sampling
     seeds = [chosen.seed + k for k in range(chosen.images_per_prompt)]
-    draws = drawn.through(sampler(config), drawing(config, model, averaged, sampler(config), chosen.batch_size))
+    how = sampler(config)
+    draws = drawn.through(how, drawing(config, model, averaged, how, chosen.batch_size))
     return callbacks.Samples(log, subject.sample_prompts, seeds, config.sample_every, draws)
 
 
 def sampler(config: Train) -> Sampler:
     """How samples are drawn."""
     chosen, side = config.sampling, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side, chosen.compile)
 
 
 def drawing(
@@ -126,9 +127,8 @@ def low_rank(config: Train) -> LowRank | None:
     chosen = config.adapter
     if chosen.rank is None or chosen.alpha is None or chosen.dropout is None or chosen.targets is None:
         return None
-    return LowRank(
-        chosen.kind, chosen.rank, chosen.alpha, chosen.dropout, tuple(chosen.targets), tuple(chosen.train)
-    )  # fmt: skip
+    given = chosen.rank, chosen.alpha, chosen.dropout
+    return LowRank(chosen.kind, *given, tuple(chosen.targets), tuple(chosen.train))
 
 
 def module(config: Train, model: Family) -> DreamBooth:
@@ -229,7 +229,9 @@ def trainer(
     chosen = captured or precision.plugin(config.precision, device, config.seed)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
-    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
+    settings = settings_that_matter(config, subject.digest)
+    # Clocks of several processes differ
+    every = config.save_every or (max(1, config.steps // 4) if devices > 1 else None)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
         *([Dropout(config.seed)] if config.adapter.dropout else []),

@@ -59,8 +59,8 @@ class Metrics(Updates):
         known = {**module.rates, "perf/peak_gib": peak_gib(module.device)}
         self._waiting.append(Waiting(
             update, torch.stack([errors.double(), timesteps.double(), is_prior.double()]).to("cpu", non_blocking=True),
-            torch.stack([value.double() for value in numbers.values()]).to("cpu", non_blocking=True), list(numbers),
-            known, _mark(module.device), time.perf_counter(),
+            torch.stack([value.to(module.device).double() for value in numbers.values()]).to("cpu", non_blocking=True),
+            list(numbers), known, _mark(module.device), time.perf_counter(),
         ))  # fmt: skip
         self._write(trainer, module, MOST_WAITING)
 

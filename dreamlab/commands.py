@@ -23,6 +23,7 @@ class Sample:
     width: int | None = None
     batch_size: int = 4
     precision: str = "fp32"
+    compile: bool = False  # the denoiser: a minute of waiting, then half as long again as fast; for hundreds of images
     device: str = "auto"
     out: str | None = None  # folder; null: samples/<prompt> in the run, or outputs/samples
 
@@ -111,6 +112,7 @@ class Draws:
     steps: int = 50
     batch_size: int = 4
     plain: bool = False  # by diffusers' pipeline alone
+    compile: bool = False
     settings: list[str] = field(default_factory=list)  # of dreamlab.train: precision=bf16, ...
 
 

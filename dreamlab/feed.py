@@ -72,7 +72,9 @@ def _items(model: Family, photos: Sequence[Photo]) -> list[Item]:
 def prior_sampler(config: Train) -> Sampler:
     """How class images are drawn."""
     chosen, side = config.prior, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+    return Sampler(
+        chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side, config.sampling.compile
+    )
 
 
 def _class_images(config: Train, subject: Subject, model: Family) -> list[Photo]:

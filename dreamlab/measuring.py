@@ -76,7 +76,7 @@ def untouched(config: Train, samples: Samples, model: Family) -> list[Image.Imag
 
 def _eval_sampler(config: Train) -> Sampler:
     chosen, side = config.eval, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, "", side, side)
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, "", side, side, config.sampling.compile)
 
 
 def drawing(config: Train, model: Family, averaged: Average | None) -> Draw:

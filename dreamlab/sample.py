@@ -44,6 +44,7 @@ class Sampler:
     negative_prompt: str
     height: int
     width: int
+    is_compiled: bool = False  # the denoiser; other kernels round differently
 
 
 def make_scheduler(name: str, config: Any) -> Any:
@@ -84,7 +85,6 @@ def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "t
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
-    is_compiled: bool = False,
 ) -> None:  # fmt: skip
     """Draw `prompts[k]` from `seeds[k]` for every k, `batch_size` at a time, handing each to `on_image(k, image)`."""
     import torch
@@ -93,10 +93,8 @@ def draw(
     from dreamlab.precision import autocast, forward_dtype
 
     pipe = model.pipeline()
-    own, dtype = pipe.scheduler.config, forward_dtype(precision)
-    with (
-        _resting(model, device), torch.no_grad(), autocast(precision, device), drawing_in(pipe, dtype, is_compiled),
-    ):  # fmt: skip
+    own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), sampler.is_compiled)
+    with _resting(model, device), torch.no_grad(), autocast(precision, device), halved:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
@@ -200,7 +198,7 @@ def _draw_rows(
         for scale in dict.fromkeys(scale for _, scale in rows):
             sampler = Sampler(
                 settings.sampler, settings.steps, scale, settings.negative_prompt,
-                settings.height or side, settings.width or side,
+                settings.height or side, settings.width or side, settings.compile,
             )  # fmt: skip
             numbers = [number for number in range(len(rows) * n) if rows[number // n][1] == scale]
             draw(

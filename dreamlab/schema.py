@@ -128,6 +128,7 @@ class Sampling:
     seed: int = 52362  # image k of a prompt uses seed + k
     images_per_prompt: int = 1
     batch_size: int = 4  # images sampled at a time
+    compile: bool = False  # the denoiser, for whatever is drawn, class images and evaluations too
 
 
 @dataclass
@@ -191,7 +192,7 @@ class Train:
     count: str = "updates"  # what `steps` counts: updates | micro_batches, the tutorial's
     prompts: list[str] = field(default_factory=list)
     sample_every: int | None = None  # updates; null: only before and after
-    save_every: int | None = None  # updates between resume states; null: a quarter of steps
+    save_every: int | None = None  # updates between resume states; null: as often as five minutes have passed
     keep_states: int = 1  # resume states kept: the newest n
     snapshot_every: int | None = None  # updates between small fp16 snapshots; null: where the run is evaluated
     keep_snapshots: int | None = None  # the newest n; null: all

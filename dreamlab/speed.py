@@ -121,10 +121,10 @@ def with_roofline(row: Row, config: Train) -> Row:
 
 def draw_ours(config: Train, draws: Draws, repeats: int) -> Row:
     """Pictures through the function that every sample of dreamlab comes from."""
-    device, model = pick_device(config.device), assemble.base_model(config)
+    device, model, side = pick_device(config.device), assemble.base_model(config), config.resolution
 
     def once(steps: int) -> None:
-        sampler = Sampler(draws.sampler, steps, config.sampling.guidance, "", config.resolution, config.resolution)
+        sampler = Sampler(draws.sampler, steps, config.sampling.guidance, "", side, side, draws.compile)
         draw(
             model, ["a photo of a dog"] * draws.batch_size, range(draws.batch_size), sampler, device=device,
             precision=config.precision, batch_size=draws.batch_size, on_image=lambda *_: None,

@@ -1,8 +1,8 @@
 """How the gradients of a replayed update become a step: in the recorded graph, or right after it.
 
     Inside   torch's Adam and AdamW, whose fused kernels count updates and read rates on the GPU: all is recorded
-    After    any other optimizer, which is called once the graph has run. Where it updates each weight by itself, as
-             bitsandbytes' do, gradients wait for it in the half precision that autocast has computed them in: casting
+    After    any other optimizer, which is called once the graph has run. bitsandbytes' see many weights as one (see
+             joined.py), and gradients wait for them in the half precision that autocast has computed them in: casting
              them to float32 at once would add nothing but two bytes a weight
 
 fp16's scaler and clipping by norm belong to it: of gradients g an optimizer sees g * min(1, most / |g|) / scale. Called
@@ -11,14 +11,15 @@ by captured.py.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dreamlab.optim import WEIGHT_BY_WEIGHT, step
+from dreamlab.joined import Joined, join
 from dreamlab.randomness import Use, torch_generator
-from dreamlab.rounding import step_rounded
+from dreamlab.rounding import round_stochastically, step_rounded
 from dreamlab.shares import norm_of, total_norm
 
 IN_HALF = (nn.Linear, nn.Conv2d)  # what autocast computes in half precision, gradients of weights included
@@ -63,9 +64,9 @@ def stepping(
     if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and rounding_seed is None:
         return Inside(weights, device, scaler, max_grad_norm)
     found = [module for module in trained.modules() if isinstance(module, IN_HALF)]
-    is_by_weight = f"{type(optimizer).__module__.split('.')[0]}.optim.{type(optimizer).__name__}" in WEIGHT_BY_WEIGHT
-    halved = [one for module in found for one in module.parameters(recurse=False)] if half and is_by_weight else []
-    return After(weights, halved, device, scaler, max_grad_norm, half, rounding_seed)
+    can_join = type(optimizer).__module__.startswith("bitsandbytes.") and not optimizer.is_paged
+    halved = [one for module in found for one in module.parameters(recurse=False)] if half and can_join else []
+    return After(weights, halved, device, scaler, max_grad_norm, half, rounding_seed, can_join)
 
 
 class Inside:
@@ -136,14 +137,15 @@ class After:
 
     def __init__(
         self, weights: Sequence[nn.Parameter], halved: Sequence[nn.Parameter], device: torch.device, scaler: Any,
-        max_grad_norm: float | None, half: torch.dtype | None, rounding_seed: int | None,
+        max_grad_norm: float | None, half: torch.dtype | None, rounding_seed: int | None, can_join: bool,
     ) -> None:  # fmt: skip
         self.weights, self.device, self.scaler, self.max_grad_norm = weights, device, scaler, max_grad_norm
-        self.rounding_seed = rounding_seed
+        self.rounding_seed, self.can_join = rounding_seed, can_join
+        self.joined: list[Joined] = []
         self.norm = torch.zeros((), device=device)
         self.kept: dict[nn.Parameter, Tensor] = {}
         # Held here, since Lightning takes gradients off the weights, and a replayed graph puts none there
-        self._exact: list[tuple[nn.Parameter, Tensor]] = []
+        self._exact: dict[nn.Parameter, Tensor] = {}
         self._factor = torch.ones((), device=device)
 
         def keep(weight: Any) -> None:
@@ -167,8 +169,8 @@ class After:
 
     def record(self, optimizer: Any) -> None:
         """The norm, and what gradients are to be multiplied by."""
-        self._exact = [(weight, weight.grad) for weight in self.weights if weight.grad is not None]
-        norm = norm_of([*self.kept.values(), *(gradient for _, gradient in self._exact)])
+        self._exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
+        norm = norm_of([*self.kept.values(), *self._exact.values()])
         scale = self.scaler._scale if self.scaler else torch.ones((), device=self.device)
         self.norm = norm / scale
         self._factor = 1 / scale
@@ -184,35 +186,31 @@ class After:
         """fp16 waits for the norm here, since an update that overflows is skipped."""
         if self.scaler and not bool(self.norm.isfinite()):
             return
-        torch._foreach_mul_([gradient for _, gradient in self._exact], self._factor)
-        for weight, gradient in self._exact:
-            weight.grad = gradient
+        rounded = None
         if self.rounding_seed is not None:
-            step_rounded(optimizer, torch_generator(self.rounding_seed, Use.ROUNDING, update, self.device))
-        elif self.kept:
-            self._step_by_groups(optimizer)
-        else:
-            step(optimizer)
-
-    def _step_by_groups(self, optimizer: Any) -> None:
-        """One step, with the float32 gradients of one group at a time."""
-        groups = optimizer.param_groups
-        try:
-            for group in groups:
-                halved = [weight for weight in group["params"] if weight in self.kept]
-                exact = [self.kept[weight].float() for weight in halved]
-                torch._foreach_mul_(exact, self._factor)
-                for weight, gradient in zip(halved, exact, strict=True):
-                    weight.grad = gradient
-                optimizer.param_groups = [group]
-                step(optimizer)
-                for weight in halved:
-                    weight.grad = None
-        finally:
-            optimizer.param_groups = groups
+            generator = torch_generator(self.rounding_seed, Use.ROUNDING, update, self.device)
+            rounded = partial(round_stochastically, generator=generator)
+        if self.can_join:
+            gradients = {**self.kept, **self._exact}
+            self.joined = self.joined or join(optimizer, list(gradients))
+            with torch.no_grad():
+                for one in self.joined:
+                    one.step(gradients.__getitem__, self._factor, rounded)
+            return
+        for weight, gradient in self._exact.items():
+            weight.grad = gradient.mul_(self._factor)
+        if rounded is None:
+            optimizer.step()
+            return
+        step_rounded(optimizer, generator)
+        for weight, gradient in self._exact.items():
+            weight.grad = gradient  # where the graph writes the next one
 
     def release(self) -> None:
         self.kept.clear()
         self._exact.clear()
+        for one in self.joined:
+            one.part()
+        self.joined.clear()
         for hook in self._hooks:
             hook.remove()

@@ -55,15 +55,19 @@ VARIANTS = (
 def test_a_replayed_update_is_the_plain_one(settings: Settings, tmp_path: Path, words: tuple[str, ...]) -> None:
     config = settings("steps=4", "lr=1e-4", *words)
     plain, ours = fitted(config, tmp_path / "plain", False), fitted(config, tmp_path / "ours", True)
+    near = {"fp32": 1e-4, "bf16": 2e-3, "bf16_pure": 1e-2}[config.precision]
     for row, other in zip(ours[0].read_metrics(), plain[0].read_metrics(), strict=True):
         assert row.keys() == other.keys()
         for key in ("train/loss", "train/grad_norm", "train/lr_unet"):
-            assert row[key] == pytest.approx(other[key], rel=1e-4 if config.precision == "fp32" else 2e-3), key
+            assert row[key] == pytest.approx(other[key], rel=near), key
     if config.precision == "fp32":
         assert are_near(ours[1], plain[1], 2e-5)  # fused AdamW rounds differently, and early updates are of lr's size
     else:  # here and there a weight is rounded the other way, to 8 bits or to bfloat16
         apart = sum(float((ours[1][name] - weight).float().abs().sum()) for name, weight in plain[1].items())
-        assert apart / sum(weight.numel() for weight in plain[1].values()) < 1e-5
+        assert (
+            apart / sum(weight.numel() for weight in plain[1].values())
+            < {"bf16": 3e-5, "bf16_pure": 2e-4}[config.precision]
+        )
 
 
 def test_a_replayed_run_goes_on_from_a_plain_ones_state_and_the_other_way(settings: Settings, tmp_path: Path) -> None:
