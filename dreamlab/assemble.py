@@ -141,7 +141,7 @@ def module(config: Train, model: Family) -> DreamBooth:
     chosen = config.objective
     objective = Objective(
         config.prior_weight, chosen.min_snr_gamma, chosen.noise_offset,
-        chosen.huber_delta if chosen.loss == "huber" else None,
+        chosen.huber_delta if chosen.loss == "huber" else None, chosen.timesteps,
     )  # fmt: skip
     return DreamBooth(
         model, trained, build(config.optimizer), partial(make_schedule, chosen=config.schedule, steps=config.steps),

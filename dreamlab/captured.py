@@ -24,7 +24,7 @@ from dreamlab.schema import Train
 from dreamlab.shares import total_norm
 
 WARM_UP = 3  # updates before the recorded one: libraries choose kernels, the optimizer makes its state
-BUFFERS = ("mean", "std", "posterior", "noise", "offset", "timesteps", "text", "mask")
+TEXT = "text."  # begins the names of the buffers of what frozen text encoders have made of the prompts
 
 
 def obstacle(config: Train) -> str | None:
@@ -114,17 +114,20 @@ class Captured(Precision):
             raise ValueError("captured updates need cached latents")
         draws = module.draws(batch, batch.moments[0])
         found: dict[str, Tensor | None] = {"mean": batch.moments[0], "std": batch.moments[1], "mask": batch.mask}
-        found |= draws._asdict()
-        trains_text = any(name.startswith("text_encoder") for name in module.trained)
-        with autocast(self.name, self.device):
-            found["text"] = batch.input_ids if trains_text else module.text(batch.input_ids, batch.update)
-        for name in BUFFERS:
-            value = found[name]
+        found |= {**draws._asdict(), "sizes": batch.sizes}
+        if _trains_text(module):
+            found["input_ids"] = batch.input_ids
+        else:
+            with autocast(self.name, self.device):
+                read = module.text(batch.input_ids, batch.update)
+            found |= {TEXT + name: value for name, value in read.items()}
+        for name, value in found.items():
             if value is not None:
                 self._copy(name, value)
         if not self._calls:
-            self._batch = replace(batch, is_prior=batch.is_prior.to(self.device), input_ids=self._buffers["text"])
-            self._batch.moments, self._batch.mask = None, self._buffers.get("mask")
+            mask, sizes = self._buffers.get("mask"), self._buffers.get("sizes")
+            is_prior = batch.is_prior.to(self.device)
+            self._batch = replace(batch, is_prior=is_prior, moments=None, mask=mask, sizes=sizes)
         for place, group in enumerate(optimizer.param_groups):
             if group["lr"] != self._told[place]:
                 self._told[place] = group["lr"]
@@ -161,8 +164,10 @@ class Captured(Precision):
         with autocast(self.name, self.device):
             draws = Draws(**{name: buffers.get(name) for name in Draws._fields})  # type: ignore[arg-type]
             noised = module.noised(replace(self._batch, moments=(buffers["mean"], buffers["std"])), draws)
-            trains_text = any(name.startswith("text_encoder") for name in module.trained)
-            text = module.model.encode_text(buffers["text"]) if trains_text else buffers["text"]
+            if _trains_text(module):
+                text = module.model.encode_text(buffers["input_ids"])
+            else:
+                text = {name.removeprefix(TEXT): value for name, value in buffers.items() if name.startswith(TEXT)}
             losses = module.loss(self._batch, noised, text)
         (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
         if self.scaler:
@@ -216,6 +221,10 @@ class Captured(Precision):
             "train/skipped_updates": self.skipped.clone(),
             "train/loss_scale": scale.clone(),
         }
+
+
+def _trains_text(module: DreamBooth) -> bool:
+    return any(name.startswith("text_encoder") for name in module.trained)
 
 
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:

@@ -83,7 +83,7 @@ def export(settings: Export) -> Path:
         from dreamlab.kohya import read_adapter
 
         read_adapter(Path(source).expanduser())  # whole weights are refused before any is loaded
-    model: Any = load("stable_diffusion", source, vae=settings.vae, config=settings.config)
+    model: Any = load(None, source, vae=settings.vae, config=settings.config)
     with written_whole(out) as temporary:
         write(model, temporary, settings)
     print(out)

@@ -63,7 +63,7 @@ def kohya_state(adapter: LowRank, weights: adapter_files.Weights) -> dict[str, T
 
 def kohya_words(adapter: LowRank, config: Mapping[str, Any], model: Any, name: str) -> dict[str, str]:
     """What kohya's trainer writes into metadata of its own, as far as it is known here; strings only."""
-    is_2, is_v = model.text_encoder.config.hidden_act == "gelu", model.prediction_type == "v_prediction"
+    is_2, is_v = model.text_encoder.config.hidden_act == "gelu", model.schedule.prediction_type == "v_prediction"
     recipe = {
         "ss_learning_rate": "lr", "ss_text_encoder_lr": "text_encoder_lr", "ss_seed": "seed",
         "ss_max_train_steps": "steps", "ss_batch_size_per_device": "batch_size",

@@ -12,7 +12,7 @@ from typing import Any
 class Model:
     """Which base model, and what suits it; the top-level keys of the same names default to these."""
 
-    family: str = "stable_diffusion"  # a key of dreamlab.models.FAMILIES
+    family: str = "stable_diffusion"  # a key of dreamlab.models.families.FAMILIES
     source: str = "pocket"  # "pocket", a hub id, a diffusers folder, a .safetensors or .ckpt file
     config: str | None = None  # of a single file: the diffusers folder or hub id with its tokenizer and shapes
     revision: str | None = None  # hub branch, tag or commit
@@ -30,6 +30,8 @@ class Model:
     precision: str = "fp32"
     num_prior_images: int = 50
     guidance: float = 7.5  # classifier-free guidance scale for class images and samples
+    sampler: str = "ddim"  # of class images and samples; of flow matching: flow_euler
+    eval_sampler: str = "dpm++"  # of the evaluation's pictures
     gradient_checkpointing: bool = False  # less memory, about a third slower
     prompts: list[str] = field(default_factory=list)  # what to sample; {token} and {class_word} are filled in
     eval_prompts: str = "paper"  # a key of dreamlab.prompt_sets.SETS, or paper: for objects or live subjects
@@ -91,6 +93,7 @@ class Objective:
     loss: str = "l2"  # l2 | huber
     huber_delta: float = 0.1  # huber: errors above it count linearly
     min_snr_gamma: float | None = None  # 5 is usual; null: every timestep weighs the same
+    timesteps: str | None = None  # how often each is drawn: uniform | logit_normal; null: as the model was trained
     noise_offset: float = 0.0  # 0.05-0.1 lets the model learn very dark and very bright pictures
     zero_terminal_snr: bool = False  # rescale the noise schedule so that its last step is noise alone; v prediction
 
@@ -121,7 +124,7 @@ class Trainer:
 class Sampling:
     """How samples are drawn from the base and the tuned model."""
 
-    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
+    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler | flow_euler, the only one of flow matching
     steps: int = 20
     guidance: float = 7.5
     negative_prompt: str = ""
@@ -143,7 +146,7 @@ class Eval:
     images_per_prompt: int = 1
     moments: int = 2  # evaluations, evenly spaced, the last one at the end
     at: list[int] = field(default_factory=list)  # further updates to evaluate at
-    sampler: str = "dpm++"
+    sampler: str | None = None  # null: what draws with the model in few steps: dpm++, of flow matching flow_euler
     steps: int = 20
     guidance: float = 7.5
     seed: int = 7  # image k of a prompt uses seed + k

@@ -1,0 +1,134 @@
+"""What several families are made of: components of a diffusers folder, CLIP's tokens, a VAE's latents.
+
+Functions of networks and tokenizers, for the families' files to call; a family that is made of other things needs none.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dreamlab.errors import UserError
+
+END = "</w>"  # of a token of CLIP's that ends a word
+
+
+def load_part(
+    part: type, source: str, subfolder: str, revision: str | None = None, variant: str | None = None
+) -> Any:  # fmt: skip
+    """One component of a diffusers folder, networks in float32; a missing variant falls back to the plain files."""
+    options: dict[str, Any] = {"subfolder": subfolder, "revision": revision}
+    if issubclass(part, nn.Module):
+        key = "dtype" if issubclass(part, PreTrainedModel) else "torch_dtype"  # transformers and diffusers differ
+        options |= {key: torch.float32, "variant": variant, "use_safetensors": None}
+    try:
+        return part.from_pretrained(source, **options)  # type: ignore[attr-defined]
+    except (OSError, ValueError, SafetensorError) as error:
+        if options.get("variant"):
+            return load_part(part, source, subfolder, revision, None)
+        where = "folder" if Path(source).is_dir() else "hub model"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
+
+
+def load_vaes(
+    source: str, revision: str | None, variant: str | None, vae: str | None, keeps_own: bool
+) -> tuple[AutoencoderKL, AutoencoderKL | None]:  # fmt: skip
+    """The VAE that draws, another one where `vae` names it, and the model's own beside it where that encodes."""
+    if not vae:
+        return load_part(AutoencoderKL, source, "vae", revision, variant), None
+    own = load_part(AutoencoderKL, source, "vae", revision, variant) if keeps_own else None
+    return other_vae(vae), own
+
+
+def other_vae(source: str) -> AutoencoderKL:
+    """A VAE of its own, from a VAE's or a whole model's folder, or a hub id."""
+    part: AutoencoderKL = load_part(AutoencoderKL, source, "vae" if (Path(source) / "vae").is_dir() else "")
+    return part
+
+
+def open_file(pipeline: Any, file: str, config: str | None, kind: str, **options: Any) -> Any:
+    """A diffusers pipeline, float32, of one .safetensors or .ckpt file; UserError where it isn't of that `kind`."""
+    try:
+        return pipeline.from_single_file(
+            file, config=config, torch_dtype=torch.float32, local_files_only=bool(config and Path(config).is_dir()),
+            **options,
+        )  # fmt: skip
+    except Exception as error:  # diffusers, torch and safetensors each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"Could not load the model file {file!r}: {reason} If it is a {kind} checkpoint, name a diffusers folder or"
+            " hub id of the same kind: config=... (model.config=... when training)."
+        ) from error
+
+
+def words(tokenizer: Any) -> dict[str, int]:
+    """CLIP's tokens that end a word; ids are in the order in which byte pairs were merged, the frequent first."""
+    vocabulary = tokenizer.get_vocab()
+    return {token.removesuffix(END): number for token, number in vocabulary.items() if token.endswith(END)}
+
+
+def pieces(tokenizer: Any, word: str) -> list[tuple[str, int]]:
+    """Text and id of a word's tokens, CLIP's mark of a word's end left out."""
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    texts = tokenizer.convert_ids_to_tokens(ids)
+    return [(text.removesuffix(END), number) for text, number in zip(texts, ids, strict=True)]
+
+
+def padded_ids(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> Tensor:
+    """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
+    ids: Tensor = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=length or tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    return ids
+
+
+def token_table(text_encoder: Any) -> Tensor:
+    """What each token is before an encoder has read any other `(V, d)`, float32 on the CPU."""
+    table: Tensor = text_encoder.get_input_embeddings().weight.detach().float().cpu()
+    return table
+
+
+def read_and_rest(
+    encode: Callable[[Tensor], dict[str, Tensor]], encoders: Sequence[Any], input_ids: Tensor
+) -> dict[str, Tensor]:  # fmt: skip
+    """What encoders make of token ids, on the ids' device; they rest on the CPU before and after."""
+    read = encode(input_ids.to(encoders[0].device))
+    for encoder in encoders:
+        encoder.to("cpu")
+    return {name: value.to(input_ids.device) for name, value in read.items()}
+
+
+def penultimate(text_encoder: Any, input_ids: Tensor, clip_skip: int) -> tuple[Tensor, Tensor]:
+    """Hidden states `(B, L, d)` before the last layer, `clip_skip` more left out, and the projected end `(B, d)`.
+
+    No final norm, unlike Stable Diffusion 1 and 2; the second is a CLIPTextModelWithProjection's alone.
+    """
+    told = text_encoder(input_ids, output_hidden_states=True)
+    return told.hidden_states[-2 - clip_skip], told[0]
+
+
+def check_clip_skip(clip_skip: int, text_encoder: Any, unread: int = 0) -> None:
+    """Raise UserError where no layer is left below those skipped and the last ones, which are `unread` anyway."""
+    layers = text_encoder.config.num_hidden_layers
+    if clip_skip and clip_skip + unread >= layers:
+        raise UserError(f"model.clip_skip={clip_skip}: the text encoder has only {layers} layers.")
+
+
+def latent_moments(vae: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `(B, C, h, w)` of the posterior, shifted and scaled as the VAE's config says."""
+    posterior = vae.encode(pixel_values).latent_dist
+    scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor")
+    mean = posterior.mean.float() - shift if shift else posterior.mean.float()
+    return mean * scale, posterior.std.float() * scale
+
+
+def latent_factor(vae: Any) -> int:
+    """The VAE's f: pixels of an image's side to one of its latents'."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
