@@ -22,6 +22,7 @@ class NoiseSchedule:
 
     signal: Tensor  # (T,) float32
     noise: Tensor  # (T,) float32
+    snr: Tensor  # (T,) signal² / noise², float32
     told: Tensor  # (T,) what the network is told
     prediction_type: str  # one of PREDICTION_TYPES, or FLOW
     density: str = "uniform"  # of timesteps in training, one of dreamlab.randomness.DENSITIES
@@ -31,21 +32,20 @@ class NoiseSchedule:
 
     def to(self, device: torch.device) -> "NoiseSchedule":
         """The same on another device."""
-        return replace(
-            self, signal=self.signal.to(device), noise=self.noise.to(device), told=self.told.to(device)
-        )  # fmt: skip
+        tables = {name: getattr(self, name).to(device) for name in ("signal", "noise", "snr", "told")}
+        return replace(self, **tables)
 
 
 def diffusion_schedule(alphas_cumprod: Tensor, prediction_type: str) -> NoiseSchedule:
     """Diffusion's schedule from abar_t `(T,)`; the network is told t."""
     abar = alphas_cumprod.float()
-    return NoiseSchedule(abar.sqrt(), (1 - abar).sqrt(), torch.arange(len(abar)), prediction_type)
+    return NoiseSchedule(abar.sqrt(), (1 - abar).sqrt(), abar / (1 - abar), torch.arange(len(abar)), prediction_type)
 
 
 def flow_schedule(sigmas: Tensor) -> NoiseSchedule:
     """Flow matching's schedule from sigma_t `(T,)`, rising to 1; the network is told T sigma_t."""
     sigmas = sigmas.float()
-    return NoiseSchedule(1 - sigmas, sigmas, sigmas * len(sigmas), FLOW, "logit_normal")
+    return NoiseSchedule(1 - sigmas, sigmas, (1 / sigmas - 1).square(), sigmas * len(sigmas), FLOW, "logit_normal")
 
 
 def _per_sample(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
@@ -75,19 +75,13 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSch
     raise ValueError(f"unknown prediction_type {schedule.prediction_type!r}; known: {known}")
 
 
-def snr(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
-    """Signal-to-noise ratio of each timestep, `(B,)` float32: of diffusion, abar_t / (1 - abar_t)."""
-    index = timesteps.to(schedule.signal.device)
-    return (schedule.signal[index] / schedule.noise[index]).square()
-
-
 def min_snr_weights(timesteps: Tensor, schedule: NoiseSchedule, gamma: float) -> Tensor:
     """Loss weights min(SNR, gamma) in x_0 space, `(B,)` (Hang et al. 2023, arXiv 2303.09556, eq. 4).
 
     Divided by SNR for epsilon and by SNR + 1 for v, since those losses already carry that factor. The paper has none
     for flow matching: ValueError.
     """
-    ratio = snr(schedule, timesteps)
+    ratio = schedule.snr[timesteps.to(schedule.snr.device)]
     clipped = ratio.clamp(max=gamma)
     divisor = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}
     if schedule.prediction_type not in divisor:

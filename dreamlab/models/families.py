@@ -30,6 +30,10 @@ FAMILIES = {
     "stable_diffusion": Row(
         "dreamlab.models.stable_diffusion.StableDiffusion", "StableDiffusionPipeline", ("unet", "text_encoder")
     ),
+    "sdxl": Row(
+        "dreamlab.models.sdxl.StableDiffusionXL", "StableDiffusionXLPipeline",
+        ("unet", "text_encoder", "text_encoder_2"),
+    ),
 }  # fmt: skip
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError
 
 END = "</w>"  # of a token of CLIP's that ends a word
@@ -34,6 +36,31 @@ def load_part(
         where = "folder" if Path(source).is_dir() else "hub model"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
+
+
+def load_scheduler(source: str, pipeline_config: Any, revision: str | None) -> Any:
+    """A diffusion's own scheduler; UserError where there is none, or its prediction is of no known type."""
+    scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)
+    if scheduler_class is None:
+        raise UserError(f"The model_index.json of {source!r} names no scheduler: it is no model of this family.")
+    scheduler = load_part(scheduler_class, source, "scheduler", revision)
+    if scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
+        )
+    return scheduler
+
+
+def with_zero_terminal_snr(scheduler: Any) -> Any:
+    """Zero terminal SNR and its trailing timesteps (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    if scheduler.config.prediction_type == "epsilon":
+        raise UserError(
+            "objective.zero_terminal_snr needs a model that predicts v: from noise alone, epsilon says nothing of"
+            " the picture. Leave it out, or use model=sd21."
+        )
+    return DDIMScheduler.from_config(  # PNDM, which many models come with, can't start from noise alone
+        scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
 
 
 def load_vaes(
@@ -127,6 +154,24 @@ def latent_moments(vae: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor")
     mean = posterior.mean.float() - shift if shift else posterior.mean.float()
     return mean * scale, posterior.std.float() * scale
+
+
+def keep_float32(vae: Any) -> None:
+    """Let a VAE encode and decode in float32 whatever autocast says, where its config asks for that.
+
+    SDXL's own overflows in fp16, and its pictures are black.
+    """
+    if not vae.config.force_upcast:
+        return
+
+    def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(values: Tensor, *others: Any, **named: Any) -> Any:
+            with torch.autocast(values.device.type, enabled=False):
+                return method(values.float(), *others, **named)
+
+        return run
+
+    vae.encode, vae.decode = in_float32(vae.encode), in_float32(vae.decode)
 
 
 def latent_factor(vae: Any) -> int:

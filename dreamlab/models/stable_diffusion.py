@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreamlab.diffusion import PREDICTION_TYPES, NoiseSchedule, diffusion_schedule
-from dreamlab.errors import UserError
+from dreamlab.diffusion import NoiseSchedule, diffusion_schedule
 from dreamlab.models import PLAIN, Conditioning, Options
 from dreamlab.models.parts import (
     check_clip_skip,
     latent_factor,
     latent_moments,
     load_part,
+    load_scheduler,
     load_vaes,
     open_file,
     other_vae,
@@ -27,6 +27,7 @@ from dreamlab.models.parts import (
     pieces,
     read_and_rest,
     token_table,
+    with_zero_terminal_snr,
     words,
 )  # fmt: skip
 
@@ -52,16 +53,7 @@ class StableDiffusion:
     ) -> "StableDiffusion":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
         pipeline_config = StableDiffusionPipeline.load_config(source, revision=revision)
-        import diffusers
-
-        scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)
-        if scheduler_class is None:
-            raise UserError(f"The model_index.json of {source!r} names no scheduler: it is no Stable Diffusion model.")
-        scheduler = load_part(scheduler_class, source, "scheduler", revision)
-        if scheduler.config.prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
-            )
+        scheduler = load_scheduler(source, pipeline_config, revision)
         drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
             unet=load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,
@@ -86,22 +78,11 @@ class StableDiffusion:
 
     def __post_init__(self) -> None:
         if self.options.zero_terminal_snr:
-            self._rescale_schedule()
+            self.scheduler = with_zero_terminal_snr(self.scheduler)
         check_clip_skip(self.options.clip_skip, self.text_encoder)
         own = DDPMScheduler.from_config(self.scheduler.config)
         self.alphas_cumprod: Tensor = own.alphas_cumprod.float()
         self.schedule: NoiseSchedule = diffusion_schedule(self.alphas_cumprod, own.config.prediction_type)
-
-    def _rescale_schedule(self) -> None:
-        """Zero terminal SNR and its trailing timesteps (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
-        if self.scheduler.config.prediction_type == "epsilon":
-            raise UserError(
-                "objective.zero_terminal_snr needs a model that predicts v: from noise alone, epsilon says nothing of"
-                " the picture. Leave it out, or use model=sd21."
-            )
-        self.scheduler = DDIMScheduler.from_config(  # PNDM, which many models come with, can't start from noise alone
-            self.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        )
 
     def parts(self) -> dict[str, nn.Module]:
         """U-Net, VAE and text encoder."""
