@@ -35,6 +35,7 @@ SUBSETS: dict[str, dict[str, str]] = {
         "mid": r"^mid_block\.",
         "up": r"^up_blocks\.",
     },
+    "transformer": {"attention": r"\.attn2?\.", "feed_forward": r"\.ff(_context)?\."},
     "text_encoder": _CLIP,
     "text_encoder_2": _CLIP,
 }

@@ -229,13 +229,13 @@ def _trains_text(module: DreamBooth) -> bool:
 
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 
     if how == "off":
         return
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
-            if how == "full" or isinstance(module, BasicTransformerBlock):
+            if how == "full" or isinstance(module, BasicTransformerBlock | JointTransformerBlock):
                 module.compile()
 
 

@@ -139,6 +139,9 @@ def check_family(config: Train) -> None:
         sampler = getattr(config, group).sampler
         if sampler:
             check_sampler(f"{group}.sampler", sampler, name)
+    for part in config.model.without:
+        if part not in row.optional:
+            raise UserError(f"model.without has {part!r}: {name} needs it. Leave it out of the list.")
     if row.is_flow and goal.min_snr_gamma is not None:
         raise UserError(
             f"objective.min_snr_gamma weighs a diffusion's timesteps, and {name} is a flow. Leave it out, or see"

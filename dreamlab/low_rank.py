@@ -31,6 +31,10 @@ TARGETS: dict[str, dict[str, str]] = {
         "projections": r"\.attentions\.\d+\.proj_(in|out)$",
         "convolutions": r"\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)$|\.(down|up)samplers\.0\.conv$",
     },
+    "transformer": {
+        "attention": r"\.attn2?\.(to_(q|k|v|out\.0|add_out)|add_(q|k|v)_proj)$",
+        "feed_forward": r"\.ff(_context)?\.net\.(0\.proj|2)$",
+    },
     "text_encoder": _CLIP,
     "text_encoder_2": _CLIP,
 }

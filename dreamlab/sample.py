@@ -180,6 +180,9 @@ def sample(settings: Sample) -> Path:
     family = family_of(source)
     settings = replace(settings, sampler=settings.sampler or sampler_of(family))
     check_sampler("sampler", str(settings.sampler), family)
+    step_px = FAMILIES[family].side_px
+    if any(side is not None and side % step_px for side in (settings.height, settings.width)):
+        raise UserError(f"height={settings.height}, width={settings.width}: {family} takes multiples of {step_px} px.")
     model = load(family, source, config=settings.config)
     rows = [(prompt.strip(), scale) for prompt in settings.prompt.split("|") for scale in scales]
     out = _folder_for(settings)

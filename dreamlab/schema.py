@@ -19,10 +19,12 @@ class Model:
     variant: str | None = None  # weight file variant, such as fp16; falls back to the plain files
     vae: str | None = None  # another VAE (hub id or folder), used everywhere
     encode_with_own_vae: bool = False  # quirk of the tutorial: photos are encoded by the model's own VAE all the same
+    without: list[str] = field(default_factory=list)  # parts left out: text_encoder_3, Stable Diffusion 3's T5
     clip_skip: int = 0  # 0: the text encoder's last layer; 1: the one before it, as A1111's "clip skip 2"
     padding: str = "full"  # full: prompts fill the text encoder's length, as at inference | longest: of the batch
     attention: str = "sdpa"  # sdpa (PyTorch's own) | xformers
     resolution: int = 64  # side of the square training crop, in pixels
+    train: list[str] = field(default_factory=lambda: ["unet", "text_encoder"])  # what adapter.train is unless given
     lr: float = 1e-6  # of the weights themselves
     adapter_lr: float = 1e-4  # of adapters, which begin at zero
     steps: int = 800

@@ -1,4 +1,4 @@
-"""Random models with the shapes of Stable Diffusion 1, 2 and XL, narrow enough to train on a CPU in a test.
+"""Random models with the shapes of Stable Diffusion 1, 2, XL and 3, narrow enough to train on a CPU in a test.
 
 Version 1 predicts epsilon and reads CLIP (quick GELU, convolutions around its attention); version 2 predicts v and
 reads OpenCLIP (GELU, linear layers around its attention, one head per `attention_head_dim` channels).
@@ -12,11 +12,22 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )  # fmt: skip
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)  # fmt: skip
 
 from dreamlab.models import BUNDLED
 
@@ -94,6 +105,13 @@ def clip(tokenizer: CLIPTokenizer, layers: int, width: int = 32, **changes: Any)
     return CLIPTextConfig(**{**shape, **changes})
 
 
+def second_tokenizer() -> CLIPTokenizer:
+    """The same, padded with another token, as the second ones of SDXL and Stable Diffusion 3 are."""
+    tokenizer = tokenizer_of_77()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
 def unet_xl() -> UNet2DConditionModel:
     """SDXL's: three levels, none of the text on the first, two transformer blocks deep on the last."""
     return UNet2DConditionModel(
@@ -107,8 +125,7 @@ def unet_xl() -> UNet2DConditionModel:
 
 def save_tiny_xl(folder: Path, layers: int = 2) -> Path:
     """A diffusers folder of a tiny random SDXL; `layers` of its second text encoder."""
-    one, two = tokenizer_of_77(), tokenizer_of_77()
-    two.pad_token = two.convert_ids_to_tokens(0)  # as SDXL's second does
+    one, two = tokenizer_of_77(), second_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(3)
         pipe = StableDiffusionXLPipeline(
@@ -119,6 +136,38 @@ def save_tiny_xl(folder: Path, layers: int = 2) -> Path:
                 timestep_spacing="leading",
             ),
             add_watermarker=False,
+        )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """Letters and spaces."""
+    letters = [(letter, -1.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], extra_ids=0)
+
+
+def save_tiny_3(folder: Path, has_t5: bool = True) -> Path:
+    """A diffusers folder of a tiny random Stable Diffusion 3.5, the first of its two blocks with dual attention."""
+    one, two, three = tokenizer_of_77(), second_tokenizer(), t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        t5 = T5Config(
+            d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(three),
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        pipe = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=8, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16,
+                num_attention_heads=2, joint_attention_dim=128, caption_projection_dim=32,
+                pooled_projection_dim=32 + 64, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+            ),
+            vae=vae(latent_channels=16, shift_factor=0.0609, scaling_factor=1.5305, use_quant_conv=False,
+                    use_post_quant_conv=False),
+            text_encoder=CLIPTextModelWithProjection(clip(one, 2)), tokenizer=one,
+            text_encoder_2=CLIPTextModelWithProjection(clip(two, 2, 64, hidden_act="gelu")), tokenizer_2=two,
+            text_encoder_3=T5EncoderModel(t5) if has_t5 else None, tokenizer_3=three if has_t5 else None,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )  # fmt: skip
     pipe.save_pretrained(folder)
     return folder

@@ -30,6 +30,7 @@ class Options:
     clip_skip: int = 0  # text encoder layers left out at the end
     zero_terminal_snr: bool = False  # the noise schedule's last step is noise alone
     encode_with_own_vae: bool = False  # another VAE draws, but photos are encoded by the model's own
+    without: tuple[str, ...] = ()  # parts that were left out
 
 
 PLAIN = Options()

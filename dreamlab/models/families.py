@@ -23,6 +23,7 @@ class Row:
     samplers: tuple[str, ...] = DIFFUSION  # those that can draw with it
     side_px: int = 8  # what a picture's sides are multiples of
     is_flow: bool = False  # flow matching, not diffusion
+    optional: tuple[str, ...] = ()  # parts that model.without may leave out
     has_single_file: bool = True  # dreamlab.export knows its layout in one file, and kohya's names
 
 
@@ -33,6 +34,10 @@ FAMILIES = {
     "sdxl": Row(
         "dreamlab.models.sdxl.StableDiffusionXL", "StableDiffusionXLPipeline",
         ("unet", "text_encoder", "text_encoder_2"),
+    ),
+    "stable_diffusion_3": Row(
+        "dreamlab.models.stable_diffusion_3.StableDiffusion3", "StableDiffusion3Pipeline",
+        ("transformer", "text_encoder", "text_encoder_2"), FLOW, 16, True, ("text_encoder_3",), has_single_file=False,
     ),
 }  # fmt: skip
 

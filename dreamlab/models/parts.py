@@ -161,17 +161,18 @@ def keep_float32(vae: Any) -> None:
 
     SDXL's own overflows in fp16, and its pictures are black.
     """
-    if not vae.config.force_upcast:
-        return
+    if vae.config.force_upcast:
+        vae.encode, vae.decode = in_float32(vae.encode), in_float32(vae.decode)
 
-    def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
-        def run(values: Tensor, *others: Any, **named: Any) -> Any:
-            with torch.autocast(values.device.type, enabled=False):
-                return method(values.float(), *others, **named)
 
-        return run
+def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a float32 network that computes in float32 under autocast, too."""
 
-    vae.encode, vae.decode = in_float32(vae.encode), in_float32(vae.decode)
+    def run(values: Tensor, *others: Any, **named: Any) -> Any:
+        with torch.autocast(values.device.type, enabled=False):
+            return method(values.float() if values.is_floating_point() else values, *others, **named)
+
+    return run
 
 
 def latent_factor(vae: Any) -> int:
