@@ -125,11 +125,14 @@ def token_table(text_encoder: Any) -> Tensor:
 def read_and_rest(
     encode: Callable[[Tensor], dict[str, Tensor]], encoders: Sequence[Any], input_ids: Tensor
 ) -> dict[str, Tensor]:  # fmt: skip
-    """What encoders make of token ids, on the ids' device; they rest on the CPU before and after."""
-    read = encode(input_ids.to(encoders[0].device))
+    """What encoders make of token ids, on the ids' device; they rest on the CPU before and after.
+
+    Each row by itself, since several together are rounded differently: a prompt is read alike in whatever company.
+    """
+    rows = [encode(row[None].to(encoders[0].device)) for row in input_ids]
     for encoder in encoders:
         encoder.to("cpu")
-    return {name: value.to(input_ids.device) for name, value in read.items()}
+    return {name: torch.cat([row[name] for row in rows]).to(input_ids.device) for name in rows[0]}
 
 
 def penultimate(text_encoder: Any, input_ids: Tensor, clip_skip: int) -> tuple[Tensor, Tensor]:
