@@ -132,8 +132,9 @@ def check_family(config: Train) -> None:
     """Raise UserError where settings don't go with the model's family, or the model is of another one."""
     name, row, goal = config.model.family, FAMILIES[config.model.family], config.objective
     source = find(config.model.source)
-    if Path(source).is_dir() and not is_snapshot(Path(source)) and family_in(source) != name:
-        other = family_in(source)
+    is_here = Path(source).expanduser().exists() and not is_snapshot(Path(source))
+    other = family_in(source, default=name) if is_here else name
+    if other != name:
         raise UserError(f"{config.model.source!r} is of family {other}, not {name}. Give model.family={other}.")
     for group in ("prior", "sampling", "eval"):
         sampler = getattr(config, group).sampler

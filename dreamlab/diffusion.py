@@ -4,7 +4,7 @@ Noising is  x_t = signal[t] x_0 + noise[t] eps  for every family. Of diffusion, 
 tables are sqrt(abar_t) and sqrt(1 - abar_t) (Ho et al. 2020, arXiv 2006.11239, eq. 4), and a network is trained to
 predict eps, or v = signal eps - noise x_0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D), or x_0 itself. Of flow
 matching they are 1 - sigma_t and sigma_t, and the network predicts the velocity eps - x_0 (Esser et al. 2024,
-arXiv 2403.03206, eq. 2 and 13). Called by module.py; equal to diffusers' schedulers, which the tests hold it to.
+arXiv 2403.03206, eq. 13). Called by module.py; equal to diffusers' schedulers, which the tests hold it to.
 """
 
 from dataclasses import dataclass, replace

@@ -90,7 +90,7 @@ def export(settings: Export) -> Path:
     if settings.format != "diffusers" and not FAMILIES[family].has_single_file:
         raise UserError(
             f"format={settings.format}: {family}'s layout in one file is not known here. Use format=diffusers or, of an"
-            " adapter, the file in the run's model/ folder, which diffusers and ComfyUI read."
+            " adapter, the file in the run's model/ folder, which diffusers reads."
         )
     model: Any = load(family, source, vae=settings.vae, config=settings.config)
     with written_whole(out) as temporary:

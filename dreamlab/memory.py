@@ -36,6 +36,8 @@ def estimate_gib(config: Train, module: DreamBooth) -> float:
 def tell_need(config: Train, module: DreamBooth) -> None:
     """Say about how much memory training will take, where that is gigabytes of a GPU's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if module.model.family != "stable_diffusion":
+        return  # the constants are of that one
     need = estimate_gib(config, module)
     if device.type != "cuda" or config.device == "cpu" or need < 1:
         return

@@ -48,10 +48,10 @@ def sampler_of(family: str, *, is_quick: bool = False) -> str:
     return "dpm++" if is_quick and "dpm++" in samplers else samplers[0]
 
 
-def family_in(source: str, revision: str | None = None) -> str:
-    """The family that a folder, hub id or file says it is of; Stable Diffusion's where it says nothing known."""
+def family_in(source: str, revision: str | None = None, default: str = "stable_diffusion") -> str:
+    """The family that a folder, hub id or file says it is of; `default` where it says nothing known."""
     said = _said(source, revision)
-    return next((name for name, row in FAMILIES.items() if row.pipeline == said), "stable_diffusion")
+    return next((name for name, row in FAMILIES.items() if row.pipeline == said), default)
 
 
 def _said(source: str, revision: str | None) -> Any:
@@ -64,7 +64,9 @@ def _said(source: str, revision: str | None) -> Any:
         return json.loads(about.read_text(encoding="utf-8")).get("_class_name") if about.is_file() else None
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.load_config(source, revision=revision).get("_class_name")
+    from dreamlab.models.parts import told_by
+
+    return told_by(DiffusionPipeline, source, revision).get("_class_name")
 
 
 def _pipeline_of_file(path: Path) -> str | None:

@@ -38,6 +38,15 @@ def load_part(
         raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
 
 
+def told_by(pipeline: Any, source: str, revision: str | None) -> dict[str, Any]:
+    """What a folder's or hub model's model_index.json says; UserError where there is none."""
+    try:
+        return dict(pipeline.load_config(source, revision=revision))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"Could not load the model {source!r}: {reason}") from error
+
+
 def load_scheduler(source: str, pipeline_config: Any, revision: str | None) -> Any:
     """A diffusion's own scheduler; UserError where there is none, or its prediction is of no known type."""
     scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)

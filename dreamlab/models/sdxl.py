@@ -59,7 +59,7 @@ class StableDiffusionXL:
         options: Options = PLAIN,
     ) -> "StableDiffusionXL":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        told = StableDiffusionXLPipeline.load_config(source, revision=revision)
+        told = told_by(StableDiffusionXLPipeline, source, revision)
         scheduler = load_scheduler(source, told, revision)
         drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(

@@ -52,8 +52,8 @@ class StableDiffusion:
         options: Options = PLAIN,
     ) -> "StableDiffusion":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        pipeline_config = StableDiffusionPipeline.load_config(source, revision=revision)
-        scheduler = load_scheduler(source, pipeline_config, revision)
+        told = told_by(StableDiffusionPipeline, source, revision)
+        scheduler = load_scheduler(source, told, revision)
         drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
             unet=load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,

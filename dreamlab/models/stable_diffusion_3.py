@@ -67,7 +67,7 @@ class StableDiffusion3:
         options: Options = PLAIN,
     ) -> "StableDiffusion3":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        told = StableDiffusion3Pipeline.load_config(source, revision=revision)
+        told = told_by(StableDiffusion3Pipeline, source, revision)
         has_t5 = bool((told.get("text_encoder_3") or [None])[-1]) and "text_encoder_3" not in options.without
         drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
