@@ -15,25 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dreamlab.diffusion import NoiseSchedule, diffusion_schedule
-from dreamlab.models import PLAIN, Conditioning, Options
-from dreamlab.models.parts import (
-    check_clip_skip,
-    keep_float32,
-    latent_factor,
-    latent_moments,
-    load_part,
-    load_scheduler,
-    load_vaes,
-    open_file,
-    other_vae,
-    padded_ids,
-    penultimate,
-    pieces,
-    read_and_rest,
-    token_table,
-    with_zero_terminal_snr,
-    words,
-)  # fmt: skip
+from dreamlab.models import PLAIN, Conditioning, Options, parts
 
 
 @dataclass
@@ -59,15 +41,15 @@ class StableDiffusionXL:
         options: Options = PLAIN,
     ) -> "StableDiffusionXL":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        told = told_by(StableDiffusionXLPipeline, source, revision)
-        scheduler = load_scheduler(source, told, revision)
-        drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
+        told = parts.told_by(StableDiffusionXLPipeline, source, revision)
+        scheduler = parts.load_scheduler(source, told, revision)
+        drawing, own = parts.load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
-            unet=load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,
-            text_encoder=load_part(CLIPTextModel, source, "text_encoder", revision, variant),
-            text_encoder_2=load_part(CLIPTextModelWithProjection, source, "text_encoder_2", revision, variant),
-            tokenizer=load_part(CLIPTokenizer, source, "tokenizer", revision),
-            tokenizer_2=load_part(CLIPTokenizer, source, "tokenizer_2", revision),
+            unet=parts.load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,
+            text_encoder=parts.load_part(CLIPTextModel, source, "text_encoder", revision, variant),
+            text_encoder_2=parts.load_part(CLIPTextModelWithProjection, source, "text_encoder_2", revision, variant),
+            tokenizer=parts.load_part(CLIPTokenizer, source, "tokenizer", revision),
+            tokenizer_2=parts.load_part(CLIPTokenizer, source, "tokenizer_2", revision),
             scheduler=scheduler, options=options, own_vae=own,
             has_zero_negative=bool(told.get("force_zeros_for_empty_prompt", True)),
         )  # fmt: skip
@@ -77,21 +59,21 @@ class StableDiffusionXL:
         cls, file: str, config: str | None = None, vae: str | None = None, options: Options = PLAIN
     ) -> "StableDiffusionXL":
         """Load from a single .safetensors or .ckpt file; pickles with anything but tensors in them are refused."""
-        pipe = open_file(StableDiffusionXLPipeline, file, config, "Stable Diffusion XL", add_watermarker=False)
+        pipe = parts.open_file(StableDiffusionXLPipeline, file, config, "Stable Diffusion XL", add_watermarker=False)
+        used = parts.other_vae(vae) if vae else pipe.vae
         return cls(
-            pipe.unet, other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer,
-            pipe.tokenizer_2, pipe.scheduler, options, pipe.vae if vae and options.encode_with_own_vae else None,
+            pipe.unet, used, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler, options, pipe.vae if vae and options.encode_with_own_vae else None,
             bool(pipe.config.force_zeros_for_empty_prompt),
         )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.options.zero_terminal_snr:
-            self.scheduler = with_zero_terminal_snr(self.scheduler)
+            self.scheduler = parts.with_zero_terminal_snr(self.scheduler)
         for encoder in (self.text_encoder, self.text_encoder_2):
-            check_clip_skip(self.options.clip_skip, encoder, unread=1)
+            parts.check_clip_skip(self.options.clip_skip, encoder, unread=1)
         for vae in (self.vae, self.own_vae):
             if vae is not None:
-                keep_float32(vae)
+                parts.keep_float32(vae)
         own = DDPMScheduler.from_config(self.scheduler.config)
         self.schedule: NoiseSchedule = diffusion_schedule(own.alphas_cumprod, own.config.prediction_type)
 
@@ -114,31 +96,31 @@ class StableDiffusionXL:
 
     def words(self) -> dict[str, int]:
         """CLIP's words."""
-        return words(self.tokenizer)
+        return parts.words(self.tokenizer)
 
     def pieces(self, word: str) -> list[tuple[str, int]]:
         """A word's tokens of CLIP."""
-        return pieces(self.tokenizer, word)
+        return parts.pieces(self.tokenizer, word)
 
     def token_embeddings(self) -> Tensor:
         """The first text encoder's table `(V, d)`."""
-        return token_table(self.text_encoder)
+        return parts.token_table(self.text_encoder)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, 2 * 77)`: the second encoder's, which pads with another token, after the first's."""
-        return torch.cat([padded_ids(one, prompts) for one in (self.tokenizer, self.tokenizer_2)], dim=1)
+        return torch.cat([parts.padded_ids(one, prompts) for one in (self.tokenizer, self.tokenizer_2)], dim=1)
 
     def encode_text(self, input_ids: Tensor) -> Conditioning:
         """`hidden` `(B, 77, d1 + d2)` and `pooled` `(B, d2)`."""
         first, second = input_ids.chunk(2, dim=1)
         skipped = self.options.clip_skip
-        hidden, _ = penultimate(self.text_encoder, first, skipped)
-        hidden_2, pooled = penultimate(self.text_encoder_2, second, skipped)
+        hidden, _ = parts.penultimate(self.text_encoder, first, skipped)
+        hidden_2, pooled = parts.penultimate(self.text_encoder_2, second, skipped)
         return {"hidden": torch.cat([hidden, hidden_2], dim=-1), "pooled": pooled}
 
     def encode_frozen_text(self, input_ids: Tensor) -> Conditioning:
         """The same, by encoders that rest on the CPU before and after."""
-        return read_and_rest(self.encode_text, [self.text_encoder, self.text_encoder_2], input_ids)
+        return parts.read_and_rest(self.encode_text, [self.text_encoder, self.text_encoder_2], input_ids)
 
     def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """The pipeline's words for them."""
@@ -149,11 +131,11 @@ class StableDiffusionXL:
 
     def latent_factor(self) -> int:
         """The VAE's f."""
-        return latent_factor(self.vae)
+        return parts.latent_factor(self.vae)
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the posterior, times the VAE's scaling factor, float32."""
-        return latent_moments(self.own_vae or self.vae, pixel_values)
+        return parts.latent_moments(self.own_vae or self.vae, pixel_values)
 
     def default_resolution(self) -> int:
         """The side of the square images that the U-Net was trained on, in pixels."""

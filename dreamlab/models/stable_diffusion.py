@@ -13,23 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamlab.diffusion import NoiseSchedule, diffusion_schedule
-from dreamlab.models import PLAIN, Conditioning, Options
-from dreamlab.models.parts import (
-    check_clip_skip,
-    latent_factor,
-    latent_moments,
-    load_part,
-    load_scheduler,
-    load_vaes,
-    open_file,
-    other_vae,
-    padded_ids,
-    pieces,
-    read_and_rest,
-    token_table,
-    with_zero_terminal_snr,
-    words,
-)  # fmt: skip
+from dreamlab.models import PLAIN, Conditioning, Options, parts
 
 
 @dataclass
@@ -52,13 +36,13 @@ class StableDiffusion:
         options: Options = PLAIN,
     ) -> "StableDiffusion":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        told = told_by(StableDiffusionPipeline, source, revision)
-        scheduler = load_scheduler(source, told, revision)
-        drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
+        told = parts.told_by(StableDiffusionPipeline, source, revision)
+        scheduler = parts.load_scheduler(source, told, revision)
+        drawing, own = parts.load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
-            unet=load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,
-            text_encoder=load_part(CLIPTextModel, source, "text_encoder", revision, variant),
-            tokenizer=load_part(CLIPTokenizer, source, "tokenizer", revision),
+            unet=parts.load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,
+            text_encoder=parts.load_part(CLIPTextModel, source, "text_encoder", revision, variant),
+            tokenizer=parts.load_part(CLIPTokenizer, source, "tokenizer", revision),
             scheduler=scheduler, options=options, own_vae=own,
         )  # fmt: skip
 
@@ -68,18 +52,18 @@ class StableDiffusion:
         options: Options = PLAIN,
     ) -> "StableDiffusion":  # fmt: skip
         """Load from a single .safetensors or .ckpt file; pickles with anything but tensors in them are refused."""
-        pipe = open_file(
+        pipe = parts.open_file(
             StableDiffusionPipeline, file, config, "Stable Diffusion 1 or 2", safety_checker=None,
             feature_extractor=None,
         )  # fmt: skip
         own = pipe.vae if vae and options.encode_with_own_vae else None
-        used = other_vae(vae) if vae else pipe.vae
+        used = parts.other_vae(vae) if vae else pipe.vae
         return cls(pipe.unet, used, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, options, own)
 
     def __post_init__(self) -> None:
         if self.options.zero_terminal_snr:
-            self.scheduler = with_zero_terminal_snr(self.scheduler)
-        check_clip_skip(self.options.clip_skip, self.text_encoder)
+            self.scheduler = parts.with_zero_terminal_snr(self.scheduler)
+        parts.check_clip_skip(self.options.clip_skip, self.text_encoder)
         own = DDPMScheduler.from_config(self.scheduler.config)
         self.alphas_cumprod: Tensor = own.alphas_cumprod.float()
         self.schedule: NoiseSchedule = diffusion_schedule(self.alphas_cumprod, own.config.prediction_type)
@@ -102,23 +86,23 @@ class StableDiffusion:
 
     def words(self) -> dict[str, int]:
         """CLIP's words."""
-        return words(self.tokenizer)
+        return parts.words(self.tokenizer)
 
     def pieces(self, word: str) -> list[tuple[str, int]]:
         """A word's tokens of CLIP."""
-        return pieces(self.tokenizer, word)
+        return parts.pieces(self.tokenizer, word)
 
     def token_embeddings(self) -> Tensor:
         """The text encoder's table `(V, d)`."""
-        return token_table(self.text_encoder)
+        return parts.token_table(self.text_encoder)
 
     def latent_factor(self) -> int:
         """The VAE's f."""
-        return latent_factor(self.vae)
+        return parts.latent_factor(self.vae)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, 77)`."""
-        return padded_ids(self.tokenizer, prompts)
+        return parts.padded_ids(self.tokenizer, prompts)
 
     def encode_text(self, input_ids: Tensor) -> Conditioning:
         """`hidden` `(B, L, d)`: the last layer, or one before it (`clip_skip`), after the final norm."""
@@ -131,7 +115,7 @@ class StableDiffusion:
 
     def encode_frozen_text(self, input_ids: Tensor) -> Conditioning:
         """The same, by an encoder that rests on the CPU before and after."""
-        return read_and_rest(self.encode_text, [self.text_encoder], input_ids)
+        return parts.read_and_rest(self.encode_text, [self.text_encoder], input_ids)
 
     def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """The pipeline's words for them."""
@@ -139,7 +123,7 @@ class StableDiffusion:
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the posterior, times the VAE's scaling factor, float32."""
-        return latent_moments(self.own_vae or self.vae, pixel_values)
+        return parts.latent_moments(self.own_vae or self.vae, pixel_values)
 
     def default_resolution(self) -> int:
         """The side of the square images that the U-Net was trained on, in pixels."""

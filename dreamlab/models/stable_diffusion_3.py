@@ -22,23 +22,7 @@ from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from dreamlab.diffusion import NoiseSchedule, flow_schedule
-from dreamlab.models import PLAIN, Conditioning, Options
-from dreamlab.models.parts import (
-    check_clip_skip,
-    in_float32,
-    latent_factor,
-    latent_moments,
-    load_part,
-    load_vaes,
-    open_file,
-    other_vae,
-    padded_ids,
-    penultimate,
-    pieces,
-    read_and_rest,
-    token_table,
-    words,
-)  # fmt: skip
+from dreamlab.models import PLAIN, Conditioning, Options, parts
 
 T5_TOKENS = 256  # the pipeline's max_sequence_length
 
@@ -67,19 +51,20 @@ class StableDiffusion3:
         options: Options = PLAIN,
     ) -> "StableDiffusion3":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        told = told_by(StableDiffusion3Pipeline, source, revision)
-        has_t5 = bool((told.get("text_encoder_3") or [None])[-1]) and "text_encoder_3" not in options.without
-        drawing, own = load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
+        told = parts.told_by(StableDiffusion3Pipeline, source, revision)
+        t5: dict[str, Any] = {}
+        if (told.get("text_encoder_3") or [None])[-1] and "text_encoder_3" not in options.without:
+            t5["text_encoder_3"] = parts.load_part(T5EncoderModel, source, "text_encoder_3", revision, variant)
+            t5["tokenizer_3"] = parts.load_part(T5TokenizerFast, source, "tokenizer_3", revision)
+        drawing, own = parts.load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
-            transformer=load_part(SD3Transformer2DModel, source, "transformer", revision, variant), vae=drawing,
-            text_encoder=load_part(CLIPTextModelWithProjection, source, "text_encoder", revision, variant),
-            text_encoder_2=load_part(CLIPTextModelWithProjection, source, "text_encoder_2", revision, variant),
-            tokenizer=load_part(CLIPTokenizer, source, "tokenizer", revision),
-            tokenizer_2=load_part(CLIPTokenizer, source, "tokenizer_2", revision),
-            scheduler=load_part(FlowMatchEulerDiscreteScheduler, source, "scheduler", revision),
-            text_encoder_3=load_part(T5EncoderModel, source, "text_encoder_3", revision, variant) if has_t5 else None,
-            tokenizer_3=load_part(T5TokenizerFast, source, "tokenizer_3", revision) if has_t5 else None,
-            options=options, own_vae=own,
+            transformer=parts.load_part(SD3Transformer2DModel, source, "transformer", revision, variant), vae=drawing,
+            text_encoder=parts.load_part(CLIPTextModelWithProjection, source, "text_encoder", revision, variant),
+            text_encoder_2=parts.load_part(CLIPTextModelWithProjection, source, "text_encoder_2", revision, variant),
+            tokenizer=parts.load_part(CLIPTokenizer, source, "tokenizer", revision),
+            tokenizer_2=parts.load_part(CLIPTokenizer, source, "tokenizer_2", revision),
+            scheduler=parts.load_part(FlowMatchEulerDiscreteScheduler, source, "scheduler", revision),
+            options=options, own_vae=own, **t5,
         )  # fmt: skip
 
     @classmethod
@@ -89,18 +74,18 @@ class StableDiffusion3:
         """Load from a single file that holds the CLIP encoders, too."""
         left_out: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
         left_out = left_out if "text_encoder_3" in options.without else {}
-        pipe = open_file(StableDiffusion3Pipeline, file, config, "Stable Diffusion 3", **left_out)
+        pipe = parts.open_file(StableDiffusion3Pipeline, file, config, "Stable Diffusion 3", **left_out)
         return cls(
-            pipe.transformer, other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.text_encoder_2,
+            pipe.transformer, parts.other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.text_encoder_2,
             pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler, pipe.text_encoder_3, pipe.tokenizer_3, options,
             pipe.vae if vae and options.encode_with_own_vae else None,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
         for encoder in (self.text_encoder, self.text_encoder_2):
-            check_clip_skip(self.options.clip_skip, encoder, unread=1)
+            parts.check_clip_skip(self.options.clip_skip, encoder, unread=1)
         if self.text_encoder_3 is not None:  # it overflows in fp16
-            self.text_encoder_3.forward = in_float32(self.text_encoder_3.forward)
+            self.text_encoder_3.forward = parts.in_float32(self.text_encoder_3.forward)
         fresh = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)  # drawing changes a scheduler's
         self.schedule: NoiseSchedule = flow_schedule(fresh.sigmas.flip(0))
 
@@ -123,28 +108,28 @@ class StableDiffusion3:
 
     def words(self) -> dict[str, int]:
         """CLIP's words."""
-        return words(self.tokenizer)
+        return parts.words(self.tokenizer)
 
     def pieces(self, word: str) -> list[tuple[str, int]]:
         """A word's tokens of CLIP."""
-        return pieces(self.tokenizer, word)
+        return parts.pieces(self.tokenizer, word)
 
     def token_embeddings(self) -> Tensor:
         """The first text encoder's table `(V, d)`."""
-        return token_table(self.text_encoder)
+        return parts.token_table(self.text_encoder)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, 77 + 77 + 256)` of both CLIPs and T5, or without T5 `(B, 77 + 77)`."""
-        ids = [padded_ids(one, prompts) for one in (self.tokenizer, self.tokenizer_2)]
+        ids = [parts.padded_ids(one, prompts) for one in (self.tokenizer, self.tokenizer_2)]
         if self.tokenizer_3 is not None:
-            ids.append(padded_ids(self.tokenizer_3, prompts, T5_TOKENS))
+            ids.append(parts.padded_ids(self.tokenizer_3, prompts, T5_TOKENS))
         return torch.cat(ids, dim=1)
 
     def encode_text(self, input_ids: Tensor) -> Conditioning:
         """`hidden` `(B, 77 + 256, D)`, CLIP's part of it padded with zeros, and `pooled` `(B, d1 + d2)`."""
         length, skipped = self.max_tokens(), self.options.clip_skip
-        hidden, pooled = penultimate(self.text_encoder, input_ids[:, :length], skipped)
-        hidden_2, pooled_2 = penultimate(self.text_encoder_2, input_ids[:, length : 2 * length], skipped)
+        hidden, pooled = parts.penultimate(self.text_encoder, input_ids[:, :length], skipped)
+        hidden_2, pooled_2 = parts.penultimate(self.text_encoder_2, input_ids[:, length : 2 * length], skipped)
         of_clip, width = torch.cat([hidden, hidden_2], dim=-1), self.transformer.config.joint_attention_dim
         if self.text_encoder_3 is None:
             of_t5 = of_clip.new_zeros(len(input_ids), T5_TOKENS, width)
@@ -156,7 +141,7 @@ class StableDiffusion3:
     def encode_frozen_text(self, input_ids: Tensor) -> Conditioning:
         """The same, by encoders that rest on the CPU before and after."""
         encoders = [part for name, part in self.parts().items() if name.startswith("text_encoder")]
-        return read_and_rest(self.encode_text, encoders, input_ids)
+        return parts.read_and_rest(self.encode_text, encoders, input_ids)
 
     def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """The pipeline's words for them."""
@@ -167,11 +152,11 @@ class StableDiffusion3:
 
     def latent_factor(self) -> int:
         """The VAE's f."""
-        return latent_factor(self.vae)
+        return parts.latent_factor(self.vae)
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the posterior, shifted and scaled, float32."""
-        return latent_moments(self.own_vae or self.vae, pixel_values)
+        return parts.latent_moments(self.own_vae or self.vae, pixel_values)
 
     def default_resolution(self) -> int:
         """The side of the square images that the transformer was trained on, in pixels."""
