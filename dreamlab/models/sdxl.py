@@ -62,7 +62,8 @@ class StableDiffusionXL:
         pipe = parts.open_file(StableDiffusionXLPipeline, file, config, "Stable Diffusion XL", add_watermarker=False)
         used = parts.other_vae(vae) if vae else pipe.vae
         return cls(
-            pipe.unet, used, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler, options, pipe.vae if vae and options.encode_with_own_vae else None,
+            pipe.unet, used, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler,
+            options, pipe.vae if vae and options.encode_with_own_vae else None,
             bool(pipe.config.force_zeros_for_empty_prompt),
         )  # fmt: skip
 
