@@ -161,7 +161,7 @@ def captured(config: Train, module: DreamBooth) -> Captured | None:
     if reason:
         console.print(f"Updates are not captured as a CUDA graph: {reason}.", markup=False)
         return None
-    module.captured = Captured(config.precision, device, config.max_grad_norm)
+    module.captured = Captured(config.precision, device, config.max_grad_norm, config.seed)
     return module.captured
 
 

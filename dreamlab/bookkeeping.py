@@ -16,7 +16,6 @@ from torch import Tensor
 from dreamlab.callbacks import Updates, peak_gib
 from dreamlab.finiteness import Finiteness
 from dreamlab.loss import masked_mean
-from dreamlab.precision import scaler_metrics
 from dreamlab.runlog import RunLog
 
 MOST_WAITING = 8  # updates whose numbers are under way; more of them and the CPU waits, so that Ctrl-C is quick
@@ -56,8 +55,8 @@ class Metrics(Updates):
         if trainer.world_size > 1:  # every process has as many samples
             errors, timesteps, is_prior = (module.all_gather(one).flatten() for one in (errors, timesteps, is_prior))
         numbers = {"train/grad_norm": module.grad_norm}
-        numbers |= getattr(trainer.precision_plugin, "numbers", dict)()
-        known = {**module.rates, **scaler_metrics(trainer.precision_plugin), "perf/peak_gib": peak_gib(module.device)}
+        numbers |= getattr(trainer.precision_plugin, "numbers", dict)()  # of fp16's scaler
+        known = {**module.rates, "perf/peak_gib": peak_gib(module.device)}
         self._waiting.append(Waiting(
             update, torch.stack([errors.double(), timesteps.double(), is_prior.double()]).to("cpu", non_blocking=True),
             torch.stack([value.double() for value in numbers.values()]).to("cpu", non_blocking=True), list(numbers),

@@ -84,6 +84,11 @@ class DreamBooth(LightningModule):
         """The whole model, frozen parts included."""
         return self._model[0]
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder learns."""
+        return any(name.startswith("text_encoder") for name in self.trained)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch, a float32 scalar."""
         if self.captured is not None:
@@ -155,7 +160,7 @@ class DreamBooth(LightningModule):
 
     def text(self, input_ids: Tensor, update: int) -> Conditioning:
         """The conditioning of token ids `(B, L)`; a frozen encoder reads each prompt once, and then leaves the GPU."""
-        if any(name.startswith("text_encoder") for name in self.trained):
+        if self.trains_text:
             has_stopped = self.text_encoder_stop is not None and update >= self.text_encoder_stop
             with torch.set_grad_enabled(torch.is_grad_enabled() and not has_stopped):
                 return self.model.encode_text(input_ids)  # without gradients, optimizers pass its weights over

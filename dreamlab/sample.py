@@ -91,18 +91,24 @@ def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "t
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
+    is_compiled: bool = False,
 ) -> None:  # fmt: skip
     """Draw `prompts[k]` from `seeds[k]` for every k, `batch_size` at a time, handing each to `on_image(k, image)`."""
     import torch
 
-    from dreamlab.precision import autocast
+    from dreamlab.halves import drawing_in
+    from dreamlab.precision import autocast, forward_dtype
 
     check_sampler("sampler", sampler.name, model.family)
-    with _resting(model, device), torch.no_grad(), autocast(precision, device):
+    pipe = model.pipeline()
+    own, dtype = pipe.scheduler.config, forward_dtype(precision)
+    with (
+        _resting(model, device), torch.no_grad(), autocast(precision, device), drawing_in(pipe, dtype, is_compiled),
+    ):  # fmt: skip
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
-            pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
+            pipe.scheduler = make_scheduler(sampler.name, own)
             images = pipe(
                 **_words(model, list(prompts[batch]), sampler.negative_prompt, device),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],

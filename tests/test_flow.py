@@ -1,6 +1,7 @@
 """Flow matching: its noise, target and timesteps against diffusers' scheduler and against closed forms."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import integrate
 from scipy.special import logit
 from test_update import prepared
-from tiny_models import save_tiny_3
+from tiny_models import save_tiny_3, save_tiny_xl
 from torch.nn.functional import mse_loss
 
 from dreamlab import feed
 from dreamlab.diffusion import add_noise, flow_schedule, target
+from dreamlab.halves import half_copy
 from dreamlab.models import Options, load
 from dreamlab.randomness import timesteps
 from dreamlab.resume import Start
@@ -76,6 +78,24 @@ def test_loss_is_the_plain_velocity_loss(settings: Settings, tmp_path: Path) -> 
     assert batch.pixel_values is not None
     shifted = (vae.encode(batch.pixel_values).latent_dist.mean - 0.0609) * 1.5305
     torch.testing.assert_close(module.moments(batch)[0], shifted)
+
+
+@pytest.mark.parametrize("make", [save_tiny_3, save_tiny_xl])
+def test_a_half_copy_that_draws_is_told_timesteps_and_sizes_exactly(make: Any, tmp_path: Path) -> None:
+    model = load(None, str(make(tmp_path / "model")))
+    (name,) = {"transformer", "unet"} & model.parts().keys()
+    latents = torch.randn(2, 16 if name == "transformer" else 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    told, sizes = torch.tensor([997.3, 3.2]), torch.tensor([[1501.0, 999, 1, 0, 513, 511]] * 2)
+    with torch.no_grad():
+        text = model.encode_text(model.tokenize(["a dog", "a cat"]))
+        own = model.parts()[name]
+        halved: Any = half_copy(own, torch.bfloat16)
+        setattr(model, name, halved)
+        ours = model.predict(latents, told, {**text, "sizes": sizes})
+        setattr(model, name, own.to(torch.bfloat16))
+        low = {key: value.bfloat16() for key, value in text.items()}
+        theirs = model.predict(latents.bfloat16(), told, {**low, "sizes": sizes})
+    assert ours.dtype == torch.float32 and torch.equal(ours, theirs.float())
 
 
 def test_without_t5_zeros_stand_for_it(tmp_path: Path) -> None:

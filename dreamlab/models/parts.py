@@ -174,7 +174,7 @@ def keep_float32(vae: Any) -> None:
     SDXL's own overflows in fp16, and its pictures are black.
     """
     if vae.config.force_upcast:
-        vae.encode, vae.decode = in_float32(vae.encode), in_float32(vae.decode)
+        vae.encode, vae.decode, vae.stays_float32 = in_float32(vae.encode), in_float32(vae.decode), True
 
 
 def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
