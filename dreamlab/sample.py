@@ -85,7 +85,8 @@ def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "t
     if not model.options.clip_skip:  # diffusers has an option for it, which fails with transformers 5
         return {"prompt": prompts, "negative_prompt": negative if negative_prompt else None}
     encoded = [model.encode_text(model.tokenize(words).to(device)) for words in (prompts, negative)]
-    return model.prompt_words(*encoded)
+    # Some pipelines give latents the dtype of the text, and a sampler needs float32
+    return model.prompt_words(*({name: value.float() for name, value in text.items()} for text in encoded))
 
 
 def draw(

@@ -16,7 +16,7 @@ from dreamlab import feed
 from dreamlab.commands import Export
 from dreamlab.export import export
 from dreamlab.kohya import original_layers
-from dreamlab.models import load
+from dreamlab.models import Options, load
 from dreamlab.photos import Region, crop, micro_conditioning
 from dreamlab.resume import Start
 from dreamlab.sample import Sampler, draw
@@ -90,6 +90,21 @@ def test_text_is_that_of_the_pipeline(folder: Path) -> None:
         ours = model.encode_text(model.tokenize(prompts))
         hidden, _, pooled, _ = model.pipeline().encode_prompt(prompts, device="cpu")
     assert torch.equal(ours["hidden"], hidden) and torch.equal(ours["pooled"], pooled)
+
+
+def test_layers_left_out_are_left_out_of_both_encoders_and_of_pictures(folder: Path) -> None:
+    whole, skipping = load(None, str(folder)), load(None, str(folder), options=Options(clip_skip=1))
+    ids, pictures = whole.tokenize(["a dog"]), list[Any]()
+    with torch.no_grad():
+        ours, plain = skipping.encode_text(ids)["hidden"], whole.encode_text(ids)["hidden"]
+        theirs = whole.pipeline().encode_prompt(["a dog"], device="cpu", clip_skip=1)[0]
+    assert torch.equal(ours, theirs) and not torch.equal(ours[..., :32], plain[..., :32])
+    for model in (whole, skipping):
+        draw(
+            model, ["a dog"], [1], Sampler("ddim", 2, 5.0, "a cat", 32, 32), device=torch.device("cpu"),
+            precision="bf16", batch_size=1, on_image=lambda _, image: pictures.append(list(image.getdata())),
+        )  # fmt: skip
+    assert pictures[0] != pictures[1]
 
 
 def test_the_vae_stays_in_float32_where_fp16_would_overflow(folder: Path) -> None:

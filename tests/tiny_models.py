@@ -129,7 +129,7 @@ def save_tiny_xl(folder: Path, layers: int = 2) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         pipe = StableDiffusionXLPipeline(
-            unet=unet_xl(), vae=vae(), tokenizer=one, tokenizer_2=two, text_encoder=CLIPTextModel(clip(one, 2)),
+            unet=unet_xl(), vae=vae(), tokenizer=one, tokenizer_2=two, text_encoder=CLIPTextModel(clip(one, 3)),
             text_encoder_2=CLIPTextModelWithProjection(clip(two, layers, 64, hidden_act="gelu")),
             scheduler=EulerDiscreteScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
