@@ -17,6 +17,7 @@ from dreamlab.commands import Export
 from dreamlab.export import export
 from dreamlab.kohya import original_layers
 from dreamlab.models import Options, load
+from dreamlab.models.families import family_in
 from dreamlab.photos import Region, crop, micro_conditioning
 from dreamlab.resume import Start
 from dreamlab.sample import Sampler, draw
@@ -162,3 +163,5 @@ def test_there_and_back_is_exact_in_float32(folder: Path, tmp_path: Path) -> Non
     named = ("unet", "vae", "text_encoder", "text_encoder_2")
     after = {f"{part}.{key}": w for part in named for key, w in getattr(back, part).state_dict().items()}
     assert are_identical(before, after)
+    pickled = export(Export(run=str(file), config=str(folder), format="ckpt", out=str(tmp_path / "xl.ckpt")))
+    assert family_in(str(pickled)) == family_in(str(file)) == "sdxl"

@@ -71,17 +71,24 @@ def _said(source: str, revision: str | None) -> Any:
 
 def _pipeline_of_file(path: Path) -> str | None:
     """The pipeline that the weights' names in one file are of."""
-    from safetensors import SafetensorError, safe_open
-
     marks = {
         "conditioner.embedders.1.model.ln_final.weight": "StableDiffusionXLPipeline",
         "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "StableDiffusion3Pipeline",
     }
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, "pt") as weights:
-            names = set(weights.keys())
-    except (OSError, SafetensorError):  # whoever loads it says what is wrong
-        return None
+    names = _names_in(path)
     return next((pipeline for mark, pipeline in marks.items() if mark in names), None)
+
+
+def _names_in(path: Path) -> set[str]:
+    """The names of the weights in a file; none where it can't be read, and whoever loads it says why."""
+    import torch
+    from safetensors import safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as weights:
+                return set(weights.keys())
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        return set(content.get("state_dict", content))
+    except Exception:  # torch and safetensors each raise their own
+        return set()
