@@ -34,7 +34,7 @@ from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
 from dreamlab.schedules import make_schedule
 from dreamlab.schema import Train
-from dreamlab.snapshots import base_of, write_snapshot
+from dreamlab.snapshots import origin_of, write_snapshot
 from dreamlab.subject import Subject
 
 
@@ -64,7 +64,8 @@ def record(config: Train, subject: Subject, run: RunDirectory) -> None:
 def base_model(config: Train) -> Family:
     """The untouched, frozen model on the run's device, which knows the hash of its weights."""
     chosen, device = config.model, pick_device(config.device)
-    options = Options(chosen.clip_skip, config.objective.zero_terminal_snr, chosen.encode_with_own_vae)
+    zero_snr, without = config.objective.zero_terminal_snr, tuple(chosen.without)
+    options = Options(chosen.clip_skip, zero_snr, chosen.encode_with_own_vae, without)
     model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae, chosen.config, options)
     model.fingerprint = fingerprint(model.parts())
     for part in (*model.parts().values(), *model.encoders().values()):
@@ -141,7 +142,7 @@ def module(config: Train, model: Family) -> DreamBooth:
     chosen = config.objective
     objective = Objective(
         config.prior_weight, chosen.min_snr_gamma, chosen.noise_offset,
-        chosen.huber_delta if chosen.loss == "huber" else None,
+        chosen.huber_delta if chosen.loss == "huber" else None, chosen.timesteps,
     )  # fmt: skip
     return DreamBooth(
         model, trained, build(config.optimizer), partial(make_schedule, chosen=config.schedule, steps=config.steps),
@@ -196,11 +197,8 @@ def snapshots(config: Train, subject: Subject, log: RunLog, averaged: Average | 
 
 def _origin(config: Train, subject: Subject) -> dict[str, Any]:
     """What a snapshot says of itself besides its update."""
-    about: dict[str, Any] = {"instance_prompt": subject.instance_prompt, "base": base_of(config.model)}
-    if config.objective.zero_terminal_snr:
-        about["zero_terminal_snr"] = True
-    adapter = low_rank(config)
-    return {**about, "adapter": asdict(adapter)} if adapter else about
+    origin = origin_of(config.model, config.objective.zero_terminal_snr, low_rank(config))
+    return {"instance_prompt": subject.instance_prompt, **origin}
 
 
 def save_model(config: Train, subject: Subject, run: RunDirectory, model: Family, update: int) -> None:

@@ -98,7 +98,7 @@ class Metrics(Updates):
             took_s = self._before.elapsed_time(arrived.done) / 1000
         self._since_s, self._before = arrived.time_s, arrived.done
         losses = mean_losses(
-            errors, timesteps.long(), is_prior.bool(), module.objective.prior_weight, len(module.model.alphas_cumprod)
+            errors, timesteps.long(), is_prior.bool(), module.objective.prior_weight, len(module.model.schedule)
         )  # fmt: skip
         named = dict(zip(arrived.names, arrived.named.tolist(), strict=True))
         return {**losses, **named, **arrived.known, "perf/images_per_s": self.images_per_update / max(took_s, 1e-9)}

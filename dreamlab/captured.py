@@ -22,7 +22,7 @@ from dreamlab.schema import Train
 from dreamlab.stepping import Stepping, stepping
 
 WARM_UP = 3  # updates before the recorded one: libraries choose kernels, the optimizer makes its state
-BUFFERS = ("mean", "std", "posterior", "noise", "offset", "timesteps", "text", "mask")
+TEXT = "text."  # begins the names of the buffers of what frozen text encoders have made of the prompts
 
 
 def obstacle(config: Train) -> str | None:
@@ -119,16 +119,20 @@ class Captured(Precision):
             raise ValueError("captured updates need cached latents")
         draws = module.draws(batch, batch.moments[0])
         found: dict[str, Tensor | None] = {"mean": batch.moments[0], "std": batch.moments[1], "mask": batch.mask}
-        found |= draws._asdict()
-        with autocast(self.name, self.device):
-            found["text"] = batch.input_ids if module.trains_text else module.text(batch.input_ids, batch.update)
-        for name in BUFFERS:
-            value = found[name]
+        found |= {**draws._asdict(), "sizes": batch.sizes}
+        if module.trains_text:
+            found["input_ids"] = batch.input_ids
+        else:
+            with autocast(self.name, self.device):
+                read = module.text(batch.input_ids, batch.update)
+            found |= {TEXT + name: value for name, value in read.items()}
+        for name, value in found.items():
             if value is not None:
                 self._copy(name, value)
         if not self._calls:
-            self._batch = replace(batch, is_prior=batch.is_prior.to(self.device), input_ids=self._buffers["text"])
-            self._batch.moments, self._batch.mask = None, self._buffers.get("mask")
+            mask, sizes = self._buffers.get("mask"), self._buffers.get("sizes")
+            is_prior = batch.is_prior.to(self.device)
+            self._batch = replace(batch, is_prior=is_prior, moments=None, mask=mask, sizes=sizes)
 
     def _copy(self, name: str, value: Tensor) -> None:
         if name not in self._buffers:
@@ -161,7 +165,10 @@ class Captured(Precision):
         with autocast(self.name, self.device):
             draws = Draws(**{name: buffers.get(name) for name in Draws._fields})  # type: ignore[arg-type]
             noised = module.noised(replace(self._batch, moments=(buffers["mean"], buffers["std"])), draws)
-            text = module.model.encode_text(buffers["text"]) if module.trains_text else buffers["text"]
+            if module.trains_text:
+                text = module.model.encode_text(buffers["input_ids"])
+            else:
+                text = {name.removeprefix(TEXT): value for name, value in buffers.items() if name.startswith(TEXT)}
             losses = module.loss(self._batch, noised, text)
         (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
         self._stepping.record(optimizer)
@@ -192,13 +199,13 @@ class Captured(Precision):
 
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 
     if how == "off":
         return
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
-            if how == "full" or isinstance(module, BasicTransformerBlock):
+            if how == "full" or isinstance(module, BasicTransformerBlock | JointTransformerBlock):
                 module.compile()
 
 

@@ -15,7 +15,7 @@ class Sample:
     prompt: str = "???"  # several prompts: separate them with |
     n: int = 4  # images per prompt
     seed: int = 52362  # image k uses seed + k
-    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
+    sampler: str | None = None  # ddim | pndm | lms | dpm++ | euler | flow_euler; null: ddim or, of a flow, flow_euler
     steps: int = 25
     guidance: Any = None  # a scale or a list of scales; null: as the run's own samples; 7.5 where there is no run
     negative_prompt: str = ""

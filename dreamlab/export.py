@@ -16,15 +16,15 @@ from dreamlab.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreamlab.models.stable_diffusion import StableDiffusion
+    from dreamlab.models import Family
 
 FORMATS = ("safetensors", "ckpt", "diffusers", "kohya")
 DTYPES = ("fp16", "fp32")
 
 
-def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
-    """Every weight of a loaded Stable Diffusion 1 or 2 under its original name, float32."""
-    from dreamlab.single_file import to_single_file
+def single_file_state(model: Any) -> "dict[str, Tensor]":
+    """Every weight of a loaded Stable Diffusion 1, 2 or XL under its original name, float32."""
+    from dreamlab.single_file import to_single_file, to_single_file_xl
 
     layers = model.unet.config.layers_per_block
     if not isinstance(layers, int) and len(set(layers)) > 1:
@@ -33,6 +33,8 @@ def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
             " program reads. Export a folder instead: format=diffusers."
         )
     parts = {name: part.state_dict() for name, part in model.parts().items()}
+    if model.family == "sdxl":
+        return to_single_file_xl(parts)
     text = model.text_encoder.config
     return to_single_file(
         parts["unet"], parts["vae"], parts["text_encoder"], model.alphas_cumprod,
@@ -69,7 +71,8 @@ def _check(settings: Export) -> None:
 def export(settings: Export) -> Path:
     """Write what `settings` ask for; returns the file or folder."""
     _check(settings)
-    from dreamlab.models import find, load
+    from dreamlab.models import family_of, find, load
+    from dreamlab.models.families import FAMILIES
     from dreamlab.runs import source_of
     from dreamlab.whole import written_whole
 
@@ -83,7 +86,13 @@ def export(settings: Export) -> Path:
         from dreamlab.kohya import read_adapter
 
         read_adapter(Path(source).expanduser())  # whole weights are refused before any is loaded
-    model: Any = load("stable_diffusion", source, vae=settings.vae, config=settings.config)
+    family = family_of(source)
+    if settings.format != "diffusers" and not FAMILIES[family].has_single_file:
+        raise UserError(
+            f"format={settings.format}: {family}'s layout in one file is not known here. Use format=diffusers or, of an"
+            " adapter, the file in the run's model/ folder, which diffusers reads."
+        )
+    model: Any = load(family, source, vae=settings.vae, config=settings.config)
     with written_whole(out) as temporary:
         write(model, temporary, settings)
     print(out)
@@ -125,7 +134,7 @@ def _write_card(settings: Export, out: Path) -> None:
             temporary.write_bytes(content)
 
 
-def _write_folder(model: "StableDiffusion", folder: Path, settings: Export) -> None:
+def _write_folder(model: "Family", folder: Path, settings: Export) -> None:
     if settings.dtype == "fp16":
         for part in model.parts().values():
             part.half()
@@ -136,17 +145,18 @@ def _write_folder(model: "StableDiffusion", folder: Path, settings: Export) -> N
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_adapter(model: "StableDiffusion", file: Path, settings: Export) -> None:
+def _write_adapter(model: Any, file: Path, settings: Export) -> None:
     from dreamlab.kohya import kohya_state, kohya_words, read_adapter
     from dreamlab.runs import run_of, source_of
 
     adapter, weights = read_adapter(Path(source_of(settings.run)).expanduser())
     run, name = run_of(settings.run), _place_for(settings).stem
     words = kohya_words(adapter, run.read_config() if run else {}, model, name)
-    _write_file(kohya_state(adapter, weights), file, settings, {**description(settings.run), **words})
+    state = kohya_state(adapter, weights, model.unet if model.family == "sdxl" else None)
+    _write_file(state, file, settings, {**description(settings.run), **words})
 
 
-def _write_single_file(model: "StableDiffusion", file: Path, settings: Export) -> None:
+def _write_single_file(model: "Family", file: Path, settings: Export) -> None:
     _write_file(single_file_state(model), file, settings, description(settings.run))
 
 

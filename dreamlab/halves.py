@@ -1,11 +1,11 @@
-"""Copies of networks in half precision, to draw pictures with.
+"""Networks in half precision for as long as pictures are drawn with them.
 
 Under autocast a network's norms compute in float32, and frozen weights are cast anew at every step of a sampler: a
-fifth of the time at Stable Diffusion's size. A copy whose weights are half is spared both. What goes in and comes out
-stays float32, and so does the sampler's arithmetic, which bfloat16 is too coarse for. Called by sample.py.
+fifth of the time at Stable Diffusion's size. Weights that are half themselves are spared both. What goes in and comes
+out stays float32, and so does the sampler's arithmetic, which bfloat16 is too coarse for. Afterwards each weight is
+what and where it was. Called by sample.py.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,35 +17,41 @@ DRAWS_WITH = ("unet", "transformer", "vae")  # of a pipeline's networks; text en
 CALLED_AS = ("forward", "decode")  # what a pipeline calls of them
 
 
-def half_copy(network: nn.Module, dtype: torch.dtype, is_compiled: bool = False) -> nn.Module:
-    """A copy of `network` whose weights are `dtype`; float32 goes in and comes out.
-
-    Weights that are `dtype` already are shared with `network`, not copied.
-    """
-    tensors = [*network.parameters(), *network.buffers()]
-    halves: dict[int, Any] = {
-        id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False) if isinstance(one, nn.Parameter)
-        else one.to(dtype)
-        for one in tensors if one.is_floating_point()
-    }  # fmt: skip
-    copied = copy.deepcopy(network, halves)
-    for name in CALLED_AS:
-        if hasattr(copied, name):
-            plain: Callable[..., Any] = getattr(copied, name)
-            if is_compiled and name == "forward":
-                plain = torch.compile(plain)
-            setattr(copied, name, _at_the_border(plain, dtype))
-    return copied
+@contextmanager
+def halved(networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
+    """Networks whose weights are `dtype` in the block, and which take and give float32; a VAE is never compiled."""
+    tensors = [one for network in networks for one in (*network.parameters(), *network.buffers())]
+    own = [(one, one.data) for one in tensors if one.is_floating_point()]
+    try:
+        for one, data in own:
+            one.data = data.to(dtype)
+        for network in networks:
+            for name in CALLED_AS:
+                if hasattr(network, name):
+                    plain: Callable[..., Any] = getattr(network, name)
+                    is_denoiser = not hasattr(network, "decode")
+                    call = torch.compile(plain) if is_compiled and is_denoiser else plain
+                    setattr(network, name, _at_the_border(call, dtype))
+        yield
+    finally:
+        for one, data in own:
+            one.data = data
+        for network in networks:
+            for name in CALLED_AS:
+                network.__dict__.pop(name, None)  # the class's own shows again
 
 
 def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    """`call` with floating-point tensors cast to `dtype` on the way in and to float32 on the way out."""
+    """`call` with floating-point tensors cast to `dtype` on the way in and to float32 on the way out.
+
+    But for timesteps, one number a sample, and SDXL's sizes: bfloat16 would tell 997 as 996.
+    """
 
     def cast(value: Any, to: torch.dtype) -> Any:
         if isinstance(value, Tensor):
-            return value.to(to) if value.is_floating_point() else value
+            return value.to(to) if value.is_floating_point() and value.ndim > 1 else value
         if isinstance(value, dict):  # also the output classes of diffusers
-            made = {key: cast(one, to) for key, one in value.items()}
+            made = {key: one if key == "time_ids" else cast(one, to) for key, one in value.items()}
             return type(value)(**made) if type(value) is not dict else made
         return type(value)(cast(one, to) for one in value) if isinstance(value, list | tuple) else value
 
@@ -59,23 +65,15 @@ def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[...
 
 @contextmanager
 def drawing_in(pipe: Any, dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
-    """Have a diffusers pipeline draw with half copies of its networks in the block; a VAE is never compiled.
+    """Have the networks of a diffusers pipeline draw in `dtype`.
 
-    SDXL's VAE overflows in fp16 and says so (`force_upcast`, which only pipelines that can heed it look at): it stays
-    in float32.
+    What its family keeps in float32 (models.parts.keep_float32: SDXL's VAE, which overflows in fp16) stays so.
     """
+    networks = [
+        part for name, part in pipe.components.items()
+        if name in DRAWS_WITH and isinstance(part, nn.Module) and not getattr(part, "stays_float32", False)
+    ]  # fmt: skip
     if dtype == torch.float32 and not is_compiled:
+        networks = []
+    with halved(networks, dtype, is_compiled):
         yield
-        return
-    own = {name: part for name, part in pipe.components.items() if name in DRAWS_WITH and isinstance(part, nn.Module)}
-    overflows = dtype == torch.float16 and hasattr(pipe, "upcast_vae") and pipe.vae.config.force_upcast
-    try:
-        for name, part in own.items():
-            if name == "vae":
-                setattr(pipe, name, half_copy(part, torch.float32 if overflows else dtype))
-            else:
-                setattr(pipe, name, half_copy(part, dtype, is_compiled))
-        yield
-    finally:
-        for name, part in own.items():
-            setattr(pipe, name, part)

@@ -38,14 +38,17 @@ class Joined:
 
     def step(self, gradient_of: Gradient, factor: Tensor, rounded: Callable[[Tensor], Tensor] | None) -> None:
         """One update by gradients times `factor`; where the weights aren't float32, `rounded` brings them back."""
-        optimizer, gradient = self.optimizer, torch.cat([gradient_of(weight).flatten() for weight in self.weights])
+        optimizer = self.optimizer
         master = nn.Parameter(self.whole.float())  # itself, if it is float32
-        master.grad = gradient.float().mul_(factor)
+        gradient = torch.cat([gradient_of(weight).flatten() for weight in self.weights]).float()
+        master.grad = gradient.mul_(factor)
+        del gradient
         optimizer.state[master] = self.state
         optimizer.update_step(optimizer.param_groups[self.group_number], master, self.group_number, 0)
         del optimizer.state[master]
         for weight in self.weights:
             optimizer.state[weight]["step"] = self.state["step"]
+        master.grad = None
         if rounded is not None:
             self.whole.copy_(rounded(master.data))
 

@@ -26,7 +26,7 @@ ONLY_SHOWN = ("prompts", "sampling", "sample_every", "eval", "early_stop")
 # What the model and adapter groups recommend decides nothing itself: the settings that take it are compared
 RECOMMENDED = (
     "lr", "adapter_lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts",
-    "eval_prompts", "dino", "clip",
+    "eval_prompts", "dino", "clip", "sampler", "eval_sampler", "train",
 )  # fmt: skip
 
 

@@ -88,15 +88,18 @@ class Inside:
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(self.device)
 
     def begin(self, optimizer: Any) -> None:
+        """A rate that a schedule has changed is told to the GPU."""
         for place, group in enumerate(optimizer.param_groups):
             if group["lr"] != self._told[place]:
                 self._told[place] = group["lr"]
                 self._rates[place].fill_(group["lr"])
 
     def clear(self, optimizer: Any) -> None:
+        """Off the weights."""
         optimizer.zero_grad(set_to_none=True)
 
     def record(self, optimizer: Any) -> None:
+        """Unscale, clip, step."""
         if self.scaler:
             self.scaler.unscale_(optimizer)
         learning = [weight for weight in self.weights if weight.grad is not None]
@@ -163,6 +166,7 @@ class After:
         """Rates are read as it steps."""
 
     def clear(self, optimizer: Any) -> None:
+        """Off the weights, and out of what is held of them."""
         optimizer.zero_grad(set_to_none=True)
         self.kept.clear()
         self._exact.clear()
@@ -207,10 +211,10 @@ class After:
             weight.grad = gradient  # where the graph writes the next one
 
     def release(self) -> None:
+        """Weights stand alone again."""
         self.kept.clear()
         self._exact.clear()
-        for one in self.joined:
-            one.part()
-        self.joined.clear()
+        while self.joined:
+            self.joined.pop().part()  # one at a time: for a moment there are two of it
         for hook in self._hooks:
             hook.remove()

@@ -55,7 +55,7 @@ VARIANTS = (
 def test_a_replayed_update_is_the_plain_one(settings: Settings, tmp_path: Path, words: tuple[str, ...]) -> None:
     config = settings("steps=4", "lr=1e-4", *words)
     plain, ours = fitted(config, tmp_path / "plain", False), fitted(config, tmp_path / "ours", True)
-    near = {"fp32": 1e-4, "bf16": 2e-3, "bf16_pure": 1e-2}[config.precision]
+    near = {"fp32": 1e-4, "bf16": 2e-3, "bf16_pure": 3e-2}[config.precision]
     for row, other in zip(ours[0].read_metrics(), plain[0].read_metrics(), strict=True):
         assert row.keys() == other.keys()
         for key in ("train/loss", "train/grad_norm", "train/lr_unet"):
