@@ -5,7 +5,9 @@ Used by page.py and compare.py.
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dreamlab.evidence import Evidence
 
@@ -51,4 +53,11 @@ def commands_for(evidence: Evidence, update: int) -> dict[str, str]:
         return {}
     prompt = str(evidence.card.get("instance_prompt") or "a photo of ...")
     place = place_of(weights)
-    return {"draw": command("sample", run=place, prompt=prompt), "export": command("export", run=place)}
+    return {"draw": command("sample", run=place, prompt=prompt), "export": export_command(place, evidence.config)}
+
+
+def export_command(place: str, config: Mapping[str, Any]) -> str:
+    """What exports the weights at `place`: one file, or a folder for pocket, whose shape the one-file layout lacks."""
+    model = config.get("model")
+    is_pocket = isinstance(model, Mapping) and model.get("source") == "pocket"
+    return command("export", run=place, **({"format": "diffusers"} if is_pocket else {}))

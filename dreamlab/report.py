@@ -75,6 +75,7 @@ def summarise(run: "RunDirectory") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from dreamlab.command_lines import export_command
     from dreamlab.page import PAGE
 
     status, tail = run.status(), run.read_metrics()[-20:]
@@ -95,6 +96,7 @@ def summarise(run: "RunDirectory") -> None:
     table.add_row("tuned model", str(run.model))
     table.add_row("metrics", str(run.metrics))
     table.add_row("draw more", f'python -m dreamlab.sample run={run.path} prompt="..."')
+    table.add_row("export", export_command(str(run.path), run.read_config()))
     # A pipe has no width of its own, and a path that is cut short is of no use
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
@@ -151,6 +153,7 @@ def tell_briefly(run: "RunDirectory") -> None:
 
 def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
     """Write the comparison of a sweep's runs into its folder and, where they went there, to W&B; say what it says."""
+    from dreamlab.command_lines import commands_for
     from dreamlab.compare import compared, draw_comparison
     from dreamlab.progress import console
     from dreamlab.runs import RunDirectory
@@ -173,6 +176,9 @@ def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
         console.print(f"Take {best.label} {best.evidence.run.path} at update {best.update} ({told}):", markup=False)
         for reason in comparison.choice.reasons:
             console.print(f"  {reason}", markup=False, highlight=False)
+        commands = commands_for(best.evidence, best.update) if best.update is not None else {}
+        for purpose, line in commands.items():
+            console.print(f"{purpose}: {line}", markup=False, highlight=False, soft_wrap=True)
     print(page)
 
 
