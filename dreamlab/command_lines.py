@@ -1,11 +1,11 @@
 """Commands that a page shows for copying: whatever a run is called, a shell and Hydra read one value of it.
 
-Used by page.py and compare.py.
+And the command that was typed. Used by page.py, compare.py and runs.py.
 """
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ def command(name: str, **settings: str) -> str:
     """`python -m dreamlab.<name> key=value ...`, quoted where a shell or Hydra would read something else."""
     words = [f"{key}={shlex.quote(_hydra_value(value))}" for key, value in settings.items()]
     return " ".join([f"python -m dreamlab.{name}", *words])
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """`sys.argv` as one would type it again; Python has put a file's name in place of its module's."""
+    program = Path(words[0])
+    is_module = program.parent.name == "dreamlab" and program.suffix == ".py"
+    start = ["python", "-m", f"dreamlab.{program.stem}"] if is_module else [words[0]]
+    return shlex.join([*start, *words[1:]])
 
 
 def _hydra_value(text: str) -> str:
