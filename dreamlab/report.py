@@ -180,7 +180,7 @@ def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
     if comparison.chosen and comparison.choice:
         best = comparison.chosen
         told = ", ".join(f"{key}={value}" for key, value in best.settings.items())
-        said = "Take" if best.verdict == "good" else "No verdict is good. Nearest to it:"
+        said = "Take" if best.verdict == "good" else "Look first at"
         console.print(f"{said} {best.label} {best.evidence.run.path} at update {best.update} ({told}):", markup=False)
         for reason in comparison.choice.reasons:
             console.print(f"  {reason}", markup=False, highlight=False)
