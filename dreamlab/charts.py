@@ -105,8 +105,10 @@ def _draw_panel(axes: "Axes", panel: Panel, is_last: bool) -> None:
     axes.margins(y=0.12)
     if panel.is_share:
         axes.set_ylim(-0.05, 1.05)
-    if any(line.label for line in panel.lines):
-        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2 if is_last else -0.02), "ncols": 3}
+    longest = max((len(line.label) for line in panel.lines), default=0)
+    if longest:
+        columns = max(1, min(4, 60 // (longest + 6)))
+        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2 if is_last else -0.02), "ncols": columns}
         axes.legend(**below)
 
 

@@ -1,11 +1,13 @@
 """Commands that a page shows for copying: whatever a run is called, a shell and Hydra read one value of it.
 
-Used by page.py and compare.py.
+And the command that was typed. Used by page.py, compare.py and runs.py.
 """
 
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dreamlab.evidence import Evidence
 
@@ -16,6 +18,14 @@ def command(name: str, **settings: str) -> str:
     """`python -m dreamlab.<name> key=value ...`, quoted where a shell or Hydra would read something else."""
     words = [f"{key}={shlex.quote(_hydra_value(value))}" for key, value in settings.items()]
     return " ".join([f"python -m dreamlab.{name}", *words])
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """`sys.argv` as one would type it again; Python has put a file's name in place of its module's."""
+    program = Path(words[0])
+    is_module = program.parent.name == "dreamlab" and program.suffix == ".py"
+    start = ["python", "-m", f"dreamlab.{program.stem}"] if is_module else [words[0]]
+    return shlex.join([*start, *words[1:]])
 
 
 def _hydra_value(text: str) -> str:
@@ -51,4 +61,11 @@ def commands_for(evidence: Evidence, update: int) -> dict[str, str]:
         return {}
     prompt = str(evidence.card.get("instance_prompt") or "a photo of ...")
     place = place_of(weights)
-    return {"draw": command("sample", run=place, prompt=prompt), "export": command("export", run=place)}
+    return {"draw": command("sample", run=place, prompt=prompt), "export": export_command(place, evidence.config)}
+
+
+def export_command(place: str, config: Mapping[str, Any]) -> str:
+    """What exports the weights at `place`: one file, or a folder for pocket, whose shape the one-file layout lacks."""
+    model = config.get("model")
+    is_pocket = isinstance(model, Mapping) and model.get("source") == "pocket"
+    return command("export", run=place, **({"format": "diffusers"} if is_pocket else {}))

@@ -5,6 +5,7 @@ other programs. Called by report.py; W&B is shown the same comparison by wandb_s
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def draw_comparison(comparison: Comparison, out: Path) -> Path:
         choice=comparison.choice,
         chosen=chosen,
         commands=_commands(chosen),
+        verdicts=Counter(member.verdict for member in members).most_common(),
         failed=[member for member in members if member.state != "finished"],
         scatter=_scatter(comparison),
         charts=overlaid(members, chosen),
@@ -149,6 +151,12 @@ def _scatter(comparison: Comparison) -> Chart | None:
     return scatter("front", "Subject fidelity against class drift", labels, points)
 
 
+def _name(member: Member) -> str:
+    """What a legend calls a run: its number and, where they are short, its settings."""
+    told = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in member.settings.items())
+    return f"{member.label}: {told}" if told and len(told) <= 24 else member.label
+
+
 def overlaid(members: Sequence[Member], chosen: Member | None) -> list[Chart]:
     """A chart for each of the main measures with a line for each run; where they are many, only one has a colour."""
     is_crowded = len(members) > len(PALETTE)
@@ -159,7 +167,7 @@ def overlaid(members: Sequence[Member], chosen: Member | None) -> list[Chart]:
             rows: Any = member.evidence.probes if key.startswith("probe/") else member.evidence.evaluations
             is_chosen = chosen is member
             colour = (PALETTE[1] if is_chosen else PALETTE[0]) if is_crowded else None
-            label = member.label if not is_crowded or is_chosen else ""
+            label = _name(member) if not is_crowded or is_chosen else ""
             lines.append(Line(label, *series(rows, key), colour=colour, mark=f"curve-{member.number}",
                               faint=is_crowded and not is_chosen))  # fmt: skip
         name, measure = key.replace("/", "-").replace("_", "-"), NAMES[key]

@@ -55,6 +55,7 @@ def inspect(settings: Inspect) -> "list[Diagnosis]":
         ) from None
     for diagnosis in diagnoses:
         _tell(diagnosis)
+    _warn_of_classes(settings.model.source, tuple(one.class_word for one in subject.concepts))
     print(page)
     return diagnoses
 
@@ -77,7 +78,20 @@ def warn(config: Train, subject: "Subject") -> None:
     """Say before training what is wrong with the photos, a line each; never an error."""
     if config.instance_dir == DEMO and not config.concepts:
         return  # crops of one photo, which is known
+    _warn_of_classes(config.model.source, tuple(one.class_word for one in subject.concepts))
     _warn_once(tuple(cases(config, subject)), subject.digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_of_classes(source: str, class_words: "tuple[str, ...]") -> None:
+    """Say which classes the miniature model has never seen."""
+    from dreamlab.progress import console
+    from dreamlab.prompt_sets import unknown_to
+
+    for class_word in class_words:
+        told = unknown_to(source, class_word)
+        if told:
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -39,10 +39,14 @@ def summary(plan: Plan) -> str:
     to_do = sum(map(updates_to_do, trainings))
     alone = sum(member.steps for member in able)
     finished = sum(member.end[0] == "finished" for member in able)
-    told = f"{len(plan.members)} runs in {len(trainings)} trainings: {to_do:,} updates"
+    told = f"{_count(len(plan.members), 'run')} in {_count(len(trainings), 'training')}: {_count(to_do, 'update')}"
     told += f" instead of {alone:,}" * (alone != to_do) + f", {finished} finished before" * bool(finished)
     refused = len(plan.members) - len(able)
     return told + f", {refused} can't be trained" * bool(refused) + _time(plan, to_do) + "."
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _time(plan: Plan, updates: int) -> str:

@@ -108,6 +108,16 @@ POCKET_UNRELATED = (
     "a photo of a king penguin", "a photo of an orange", "a sepia photo of a car", "a photo of a butterfly",
 )  # fmt: skip
 
+# The nouns that pocket was trained on, and their kinds
+POCKET_CLASSES = (
+    "backpack", "beach", "bus", "butterfly", "car", "cat", "coffee", "dog", "fish", "lighthouse", "lion", "orange",
+    "penguin", "sandal", "sunglasses", "teapot", "teddy bear", "umbrella",
+)  # fmt: skip
+POCKET_KINDS = (
+    "chihuahua", "convertible", "espresso", "german shepherd", "golden retriever", "goldfish", "labrador retriever",
+    "poodle", "seashore", "yorkshire terrier",
+)  # fmt: skip
+
 SETS = {
     "object": PromptSet(NEAR, CONTEXTS + OBJECT_CONTEXTS, (), PROPERTIES, CLASS_PROMPTS, UNRELATED),
     "live": PromptSet(NEAR, CONTEXTS, ACCESSORIES, PROPERTIES, CLASS_PROMPTS, UNRELATED),
@@ -119,6 +129,17 @@ def is_live(class_word: str) -> bool:
     """Whether the class word's last word is a live subject's: "corgi dog" is, "dog toy" and "teddy bear" are not."""
     words = class_word.lower().split()
     return bool(words) and words[-1] in LIVE and not {"teddy", "stuffed", "plush", "toy"} & set(words)
+
+
+def unknown_to(source: str, class_word: str) -> str | None:
+    """What to say where the miniature model has never seen a class; None where it has, or for any other model."""
+    known = (*POCKET_CLASSES, *POCKET_KINDS)
+    if source != "pocket" or f" {class_word.lower()}".endswith(tuple(f" {name}" for name in known)):
+        return None
+    return (
+        f"pocket has never seen a {class_word!r}: what it draws will be poor and its verdict without meaning. It knows"
+        f" {', '.join(POCKET_CLASSES)}. Other models know more: model=sd15."
+    )
 
 
 def find_set(name: str, class_word: str) -> PromptSet:

@@ -71,45 +71,54 @@ def _square(photo: "Image.Image") -> "Image.Image":
 
 
 def summarise(run: "RunDirectory") -> None:
-    """Print the run's last numbers and where its files are."""
+    """Print the run's last numbers, the verdict, where its files are, and what to type next."""
     from rich.console import Console
     from rich.table import Table
 
+    from dreamlab.command_lines import export_command
     from dreamlab.page import PAGE
 
     status, tail = run.status(), run.read_metrics()[-20:]
-    table = Table(show_header=False)
-    table.add_row("updates", str(status.get("update", 0)))
-    for key, label in (("train/loss_instance", "instance loss"), ("train/loss_prior", "prior loss")):
-        table.add_row(f"{label}, mean of the last {len(tail)}", f"{_mean(tail, key):.4f}")
-    table.add_row("training speed", f"{_mean(tail, 'perf/images_per_s'):.1f} images/s")
-    table.add_row("peak memory", f"{tail[-1]['perf/peak_gib'] if tail else 0:.2f} GiB")
-    table.add_row("time", f"{status.get('seconds', 0):.0f} s")
-    for row in _measured(run):
-        table.add_row(*row)
-    table.add_section()
-    if run.grid.is_file():
-        table.add_row("before and after", str(run.grid))
-    if (run.path / PAGE).is_file():
-        table.add_row("the whole story", str(run.path / PAGE))
-    table.add_row("tuned model", str(run.model))
-    table.add_row("metrics", str(run.metrics))
-    table.add_row("draw more", f'python -m dreamlab.sample run={run.path} prompt="..."')
-    # A pipe has no width of its own, and a path that is cut short is of no use
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    speed, peak = _mean(tail, "perf/images_per_s"), tail[-1]["perf/peak_gib"] if tail else 0
+    facts = {
+        "updates": f"{status.get('update', 0)} in {status.get('seconds', 0):.0f} s",
+        "training": f"{speed:.1f} images/s, peak memory {peak:.2f} GiB",
+        "loss": f"instance {_mean(tail, 'train/loss_instance'):.4f}, prior {_mean(tail, 'train/loss_prior'):.4f}"
+                f" (means of the last {len(tail)} updates)",
+    }  # fmt: skip
+    verdict, measured = _measured(run)
+    files = {"before and after": run.grid, "the whole story": run.path / PAGE, "tuned model": run.model}
+    found = {title: str(file) for title, file in files.items() if file.exists()}
+    commands = {
+        "draw more": f'python -m dreamlab.sample run={run.path} prompt="..."',
+        "export": export_command(str(run.path), run.read_config()),
+    }
+    # A pipe has no width of its own. Paths and commands are never folded: one would copy half of them
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    for title, told in facts.items():
+        console.print(f"{title:<17} {told}", soft_wrap=True)
+    if measured:
+        table = Table("", "before", "after", show_edge=False, pad_edge=False)
+        for row in measured:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        console.print(f"\n{verdict}\n", style="bold")
+    for title, told in {**found, **commands}.items():
+        console.print(f"{title:<17} {told}", soft_wrap=True)
 
 
-def _measured(run: "RunDirectory") -> list[tuple[str, str]]:
-    """The verdict, and how the last moment differs from the untouched model."""
+def _measured(run: "RunDirectory") -> tuple[str, list[tuple[str, str, str]]]:
+    """The verdict, and how the last moment differs from the untouched model: title, before, after."""
     moments = run.evaluations.rows()
     if len(moments) < 2 or not run.verdict.is_file():
-        return []
+        return "", []
     base, last = moments[0], moments[-1]
     told = [
-        (f"{title}, before and after", f"{base[key]:.2f}   {last[key]:.2f}")
+        (title, f"{base[key]:.2f}", f"{last[key]:.2f}")
         for key, title in SHOWN.items() if base.get(key) is not None and last.get(key) is not None
     ]  # fmt: skip
-    return [*told, ("verdict", str(json.loads(run.verdict.read_text(encoding="utf-8"))["sentence"]))]
+    return str(json.loads(run.verdict.read_text(encoding="utf-8"))["sentence"]), told
 
 
 def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
@@ -151,6 +160,7 @@ def tell_briefly(run: "RunDirectory") -> None:
 
 def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
     """Write the comparison of a sweep's runs into its folder and, where they went there, to W&B; say what it says."""
+    from dreamlab.command_lines import commands_for
     from dreamlab.compare import compared, draw_comparison
     from dreamlab.progress import console
     from dreamlab.runs import RunDirectory
@@ -170,9 +180,13 @@ def conclude_sweep(folder: Path, paths: Sequence[Path]) -> None:
     if comparison.chosen and comparison.choice:
         best = comparison.chosen
         told = ", ".join(f"{key}={value}" for key, value in best.settings.items())
-        console.print(f"Take {best.label} {best.evidence.run.path} at update {best.update} ({told}):", markup=False)
+        said = "Take" if best.verdict == "good" else "Look first at"
+        console.print(f"{said} {best.label} {best.evidence.run.path} at update {best.update} ({told}):", markup=False)
         for reason in comparison.choice.reasons:
             console.print(f"  {reason}", markup=False, highlight=False)
+        commands = commands_for(best.evidence, best.update) if best.update is not None else {}
+        for purpose, line in commands.items():
+            console.print(f"{purpose.capitalize()}: {line}", markup=False, highlight=False, soft_wrap=True)
     print(page)
 
 

@@ -57,12 +57,14 @@ def environment() -> dict[str, Any]:
     """Versions, hardware and the command: what a run card says besides the settings."""
     import torch
 
+    from dreamlab.command_lines import as_typed
+
     versions = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return {
-        "command": without_secrets(" ".join(sys.argv)),
+        "command": as_typed([without_secrets(word) for word in sys.argv]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
         "platform": platform.platform(),

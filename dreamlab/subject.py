@@ -199,7 +199,9 @@ def find_photos(instance_dir: str, loading: Loading = UPRIGHT) -> list[Path]:
         raise UserError(f"instance_dir={instance_dir} {what}. Give the folder that holds the subject's photos.")
     photos = list_images(folder)
     if not photos:
-        raise UserError(f"instance_dir={instance_dir} holds no photos. Put 3-20 JPEG, PNG or WebP files into it.")
+        inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and list_images(path)), None)
+        remedy = f"{inner} does: give that." if inner else "Put 3-20 JPEG, PNG or WebP files into it."
+        raise UserError(f"instance_dir={instance_dir} holds no photos. {remedy}")
     for path in photos:
         try:
             read_photo(path, loading)

@@ -13,6 +13,8 @@ from PIL import Image
 
 from dreamlab import assemble
 from dreamlab.checks import check
+from dreamlab.errors import UserError
+from dreamlab.models import find
 from dreamlab.photos import read_photo
 from dreamlab.subject import find_photos
 from dreamlab.train import main
@@ -112,6 +114,23 @@ def test_an_empty_folder_is_named_with_what_belongs_there(failure: Failure, tmp_
     (tmp_path / "empty" / "notes.txt").write_text("no photo")
     said = failure(f"instance_dir={tmp_path / 'empty'}")
     assert "holds no photos" in said and "JPEG, PNG or WebP" in said
+
+
+def test_the_folder_inside_that_has_the_photos_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rex").mkdir()
+    noise_picture(0).save(tmp_path / "rex" / "0.png")
+    with pytest.raises(UserError, match=f"holds no photos. {tmp_path / 'rex'} does: give that."):
+        find_photos(str(tmp_path))
+
+
+def test_a_run_whose_name_is_mistyped_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("outputs/rox") == "outputs/rox", "nothing of that name is here"
+    (tmp_path / "outputs" / "rex").mkdir(parents=True)
+    (tmp_path / "outputs" / "rex" / "status.json").write_text("{}")
+    with pytest.raises(UserError, match="no model at 'outputs/rox'\\. Did you mean 'outputs/rex'"):
+        find("outputs/rox")
+    assert find("somebody/model") == "somebody/model"
 
 
 def test_a_file_in_place_of_the_folder_is_named(failure: Failure, photos: Path) -> None:

@@ -110,7 +110,7 @@ def test_failed_runs_are_told_with_their_message_and_the_choice_with_its_command
     html = page.read_text(encoding="utf-8")
     assert "OutOfMemoryError: it was &lt;b&gt;too&lt;/b&gt; big" in html
     (number,) = re.findall(r'Take <a href="#run-(\d)">', html)
-    assert f"python -m dreamlab.export run={sweep / f'run-{int(number) - 1}'}<" in html
+    assert f"python -m dreamlab.export run={sweep / f'run-{int(number) - 1}'} format=diffusers<" in html
     assert 'href="run-5/report.html"' in html and 'href="run-4/report.html"' not in html
 
 

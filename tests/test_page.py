@@ -17,7 +17,7 @@ from run_files import PROMPTS, evaluation, write_lines, write_run
 
 from dreamlab import report
 from dreamlab.charts import Line, Panel, curves, smoothed
-from dreamlab.command_lines import command
+from dreamlab.command_lines import as_typed, command, export_command
 from dreamlab.commands import Report
 from dreamlab.departures import departures, differing
 from dreamlab.errors import UserError
@@ -49,16 +49,24 @@ def test_the_verdict_leads_and_says_what_draws_and_exports_the_kept_update(whole
     html = html_of(whole)
     snapshot = whole.snapshots / "update-000200"
     assert html.index("Update 200 is the one to keep.") < html.index("No sample is a copy.") < html.index("<table")
-    assert f"python -m dreamlab.export run={snapshot}<" in html
+    assert f"python -m dreamlab.export run={snapshot} format=diffusers<" in html
     assert f"python -m dreamlab.sample run={snapshot} prompt=&#39;a photo of a zwx cat&#39;" in html
 
 
 @pytest.mark.parametrize(
-    ("keep", "said"), [(400, "dreamlab.export run={run}<"), (150, "not kept"), (None, "dreamlab.export run={run}<")]
+    ("keep", "said"), [(400, "dreamlab.export run={run} "), (150, "not kept"), (None, "dreamlab.export run={run} ")]
 )
 def test_commands_name_weights_that_are_there(run: RunDirectory, keep: int | None, said: str) -> None:
     write_json(run.path / "verdict.json", {"sentence": "So it is.", "state": "good", "keep": keep, "reasons": []})
     assert said.format(run=run.path) in html_of(run)
+
+
+def test_pocket_is_exported_as_a_folder_and_a_command_is_told_as_it_was_typed() -> None:
+    assert export_command("outputs/demo", {"model": {"source": "pocket"}}).endswith("run=outputs/demo format=diffusers")
+    assert export_command("outputs/a b", {"model": {"source": "x/y"}}) == "python -m dreamlab.export run='outputs/a b'"
+    words = ["/there/dreamlab/train.py", "class_word=dog", 'prompts=["a dog"]']
+    assert as_typed(words) == """python -m dreamlab.train class_word=dog 'prompts=["a dog"]'"""
+    assert shlex.split(as_typed(["/bin/dreamlab-train", "name=a b"])) == ["/bin/dreamlab-train", "name=a b"]
 
 
 def test_numbers_are_those_of_the_files_at_the_first_the_last_and_the_kept_update(whole: RunDirectory) -> None:
@@ -285,9 +293,9 @@ def test_a_page_fits_its_width_and_asks_for_nothing(whole: RunDirectory, browser
     asked = "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"
     assert browser.execute_script(asked) == []
     assert browser.get_log("browser") == []
-    shown = "return [...document.images].every(i => i.loading == 'lazy' && i.alt)"
-    assert browser.execute_script(shown)
-    broken = "return Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode()))).then(() => 'fine')"
+    in_print_too = "return [...document.images].every(i => i.loading != 'lazy' && i.alt)"
+    assert browser.execute_script(in_print_too)
+    broken = "return Promise.all([...document.images].map(i => i.decode())).then(() => 'fine')"
     assert browser.execute_script(broken) == "fine"
 
 

@@ -95,7 +95,7 @@ def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(tiny: tuple[str
 
 
 def test_a_dry_run_of_one_run(settings: Settings) -> None:
-    assert summary(plan_of(settings("steps=9"))).startswith("1 runs in 1 trainings: 9 updates")
+    assert summary(plan_of(settings("steps=9"))).startswith("1 run in 1 training: 9 updates")
     with pytest.raises(UserError, match="lr=-1"):
         plan_of(settings("lr=-1"))
 

@@ -5,7 +5,16 @@ from transformers import CLIPTokenizer
 
 from dreamlab.errors import UserError
 from dreamlab.models import BUNDLED
-from dreamlab.prompt_sets import SETS, PromptSet, find_set, is_live, without_token
+from dreamlab.prompt_sets import (
+    POCKET_CLASSES,
+    POCKET_KINDS,
+    SETS,
+    PromptSet,
+    find_set,
+    is_live,
+    unknown_to,
+    without_token,
+)
 from dreamlab.prompts import fill
 from dreamlab.words import checkable
 
@@ -25,6 +34,17 @@ def test_prompts_are_distinct_and_hold_the_right_fields(chosen: PromptSet) -> No
     assert all("{class_word}" in prompt and "{token}" not in prompt for prompt in chosen.class_prompts)
     assert not any("{" in prompt for prompt in chosen.unrelated)
     assert all("{" not in fill(prompt, "zwx", "dog") for prompt in everything)
+
+
+def test_a_class_that_pocket_has_never_seen_is_told_and_its_own_card_says_which_it_has() -> None:
+    card = (BUNDLED["pocket"] / "README.md").read_text(encoding="utf-8")
+    nouns, kinds = (text.split(", ") for text in card.split("**What it knows.** ")[1].split(".")[0:2])
+    assert tuple(nouns) == POCKET_CLASSES
+    assert {kind.split(": ")[-1].strip() for kind in kinds} >= set(POCKET_KINDS)
+    known = [*nouns, *(kind.split(": ")[-1].strip() for kind in kinds), "Dog", "corgi dog"]
+    assert [word for word in known if unknown_to("pocket", word)] == []
+    said = unknown_to("pocket", "scar")
+    assert said and "'scar'" in said and "teddy bear" in said and unknown_to("somebody/model", "scar") is None
 
 
 def test_pocket_knows_every_word_of_its_set_and_pixels_answer_for_the_far_ones() -> None:

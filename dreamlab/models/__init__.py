@@ -131,13 +131,13 @@ def find(source: str) -> str:
     if source in BUNDLED:
         return str(BUNDLED[source])
     folder = Path(source).expanduser()
-    looks_local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
+    runs = sorted(str(path.parent) for path in folder.parent.glob("*/status.json")) if not folder.exists() else []
+    looks_local = folder.exists() or runs or source.startswith((".", "/", "~")) or source.count("/") != 1
     if not looks_local:
         return source
     if not folder.exists():
-        raise UserError(
-            f"There is no model at {source!r}.{did_you_mean(source, BUNDLED)} Or give a hub id, a folder or a file."
-        )
+        near = did_you_mean(source, [*BUNDLED, *runs])
+        raise UserError(f"There is no model at {source!r}.{near} Or give a hub id, a folder or a file.")
     if is_single_file(source):
         return str(folder)
     if is_snapshot(folder):
