@@ -39,6 +39,7 @@ def obstacle(config: Train) -> str | None:
         "text_encoder_stop": config.text_encoder_stop is not None,
         "adapter.dropout, which is drawn for each update": bool(config.adapter.dropout),
         "adapter=lokr": config.adapter.kind == "lokr",
+        "adapter=pivotal, since what learns changes at its switch": config.adapter.kind == "pivotal",
         "precision=bf16_pure, whose rounding is drawn for each update": config.precision == "bf16_pure",
         "bitsandbytes' paged optimizers": "Paged" in str(config.optimizer.get("_target_")),
     }

@@ -17,9 +17,11 @@ from dreamlab.attention import CHOICES as ATTENTIONS
 from dreamlab.attention import check_attention
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
+from dreamlab.low_rank import KINDS as LOW_RANK
 from dreamlab.low_rank import check_low_rank
 from dreamlab.models import find, pick_device
 from dreamlab.optim import check_optimizer
+from dreamlab.pivotal import check_inversion, check_tokens, kind_of_weights, normal
 from dreamlab.precision import PRECISIONS, check_precision
 from dreamlab.runs import cache_dir
 from dreamlab.sample import SAMPLERS
@@ -62,6 +64,7 @@ NUMBERS: dict[str, Rule] = {
     "eval.images_per_prompt": WHOLE, "eval.moments": COUNT, "eval.steps": WHOLE, "eval.guidance": WEIGHT,
     "eval.seed": COUNT, "eval.batch_size": WHOLE, "eval.probes": COUNT, "adapter.rank": OPTIONAL_WHOLE,
     "adapter.alpha": OPTIONAL_RATE, "adapter.lr": RATE, "adapter.dropout": _or_null(PART),
+    "adapter.vectors": OPTIONAL_WHOLE, "adapter.switch_step": OPTIONAL_WHOLE, "adapter.embedding_lr": OPTIONAL_RATE,
 }  # fmt: skip
 TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
 CHOICES = {
@@ -96,7 +99,8 @@ def check(config: Train) -> tuple[Train, Subject]:
         if _value(config, key) not in choices:
             value = str(_value(config, key))
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
-    check_train(config.adapter.train, TRAINABLE[config.model.family])
+    if kind_of_weights(config.adapter) is not None:
+        check_train(config.adapter.train, TRAINABLE[config.model.family])
     check_low_rank(config)
     check_precision(config)
     check_attention(config.model.attention, pick_device(config.device))
@@ -107,6 +111,7 @@ def check(config: Train) -> tuple[Train, Subject]:
     check_optimizer(config)
     _pairs(config)
     config = _normal(config)
+    check_inversion(config, LOW_RANK)
     subject = read_subject(config)
     _make_folder("out", Path(config.out).expanduser())
     _make_folder("cache_dir", cache_dir(config.cache_dir))
@@ -117,6 +122,7 @@ def check(config: Train) -> tuple[Train, Subject]:
         config = dataclasses.replace(config, token=best_identifier(config, first.class_word))
         subject = read_subject(config)
         first = subject.concepts[0]
+    check_tokens(config, subject)
     if not config.concepts:
         config = dataclasses.replace(
             config, token=first.token, class_word=first.class_word, instance_prompt=first.instance_prompt,
@@ -132,7 +138,7 @@ def _normal(config: Train) -> Train:
     if config.count == "micro_batches":  # as the tutorial counts: a step is a micro-batch
         steps = max(1, config.steps // config.accumulate)
         config = dataclasses.replace(config, steps=steps, count="updates")
-    return config
+    return normal(config)
 
 
 def _pairs(config: Train) -> None:

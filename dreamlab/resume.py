@@ -25,8 +25,8 @@ from dreamlab.subject import Subject
 ONLY_SHOWN = ("prompts", "sampling", "sample_every", "eval", "early_stop")
 # What the model and adapter groups recommend decides nothing itself: the settings that take it are compared
 RECOMMENDED = (
-    "lr", "adapter_lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts",
-    "eval_prompts", "dino", "clip",
+    "lr", "adapter_lr", "inversion_lr", "steps", "batch_size", "precision", "resolution", "num_prior_images",
+    "guidance", "prompts", "eval_prompts", "dino", "clip",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError
+from dreamlab.inversion import expanded
 from dreamlab.models import PLAIN, Options
 
 END = "</w>"  # of a token that ends a word
@@ -142,7 +143,11 @@ class StableDiffusion:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt with its start and end."""
-        return len(self.tokenizer(prompt).input_ids)
+        return len(self.tokenizer(expanded(self.tokenizer, [prompt])[0]).input_ids)
+
+    def tokenizers(self) -> dict[str, Any]:
+        """CLIP's."""
+        return {"text_encoder": self.tokenizer}
 
     def words(self) -> dict[str, int]:
         """CLIP's tokens that end a word; ids are in the order in which byte pairs were merged, the frequent first."""
@@ -166,8 +171,8 @@ class StableDiffusion:
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
         return self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
+            expanded(self.tokenizer, prompts), padding="max_length", truncation=True,
+            max_length=self.tokenizer.model_max_length, return_tensors="pt",
         ).input_ids  # fmt: skip
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
