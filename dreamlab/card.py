@@ -95,8 +95,16 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
     prompt = _one_line(about.get("instance_prompt") or "a photo of a dog")
     drawing = f"image = pipe({prompt!r}).images[0]"
     opening = "```python\nfrom diffusers import StableDiffusionPipeline\n\n"
+    opened = f"pipe = StableDiffusionPipeline.from_pretrained({base or 'the base model'!r})"
+    word = _metadata(out).get("dreamlab.word")
+    if word:
+        loaded = f"pipe.load_textual_inversion({repo or '.'!r}, weight_name={out.name!r})"
+        return (
+            f"A new word, {_code(word)}: AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of"
+            f" embeddings, beside the base model; ComfyUI calls it {_code(f'embedding:{out.stem}')}. In Python:\n\n"
+            f"{opening}{opened}\n{loaded}\n{drawing}\n```"
+        )
     if is_adapter(out):
-        opened = f"pipe = StableDiffusionPipeline.from_pretrained({base or 'the base model'!r})"
         loaded = f"pipe.load_lora_weights({repo or '.'!r}, weight_name={out.name!r})"
         return (
             f"An adapter: AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of LoRAs, beside the base"
@@ -112,18 +120,26 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
     )
 
 
+_TOLD = ("then", "switch_step", "vectors", "initializer", "rank", "alpha", "targets", "train")
+
+
 def _adapter(settings: Mapping[str, Any]) -> str:
     """What was trained, in a few words: lora rank=8 alpha=8 ..."""
-    told = [f"{key}={settings[key]}" for key in ("rank", "alpha", "targets", "train") if settings.get(key) is not None]
+    told = [f"{key}={settings[key]}" for key in _TOLD if settings.get(key) is not None]
     return " ".join([str(settings.get("kind", "full")), *told])
 
 
 def is_adapter(file: Path) -> bool:
     """Whether an exported file is an adapter in kohya's format."""
+    return "ss_network_module" in _metadata(file)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself; nothing of what is none."""
     if file.suffix != ".safetensors" or not file.is_file():
-        return False
+        return {}
     with safe_open(file, "pt") as weights:
-        return "ss_network_module" in (weights.metadata() or {})
+        return dict(weights.metadata() or {})
 
 
 def _public(source: str) -> str:

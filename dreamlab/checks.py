@@ -101,6 +101,7 @@ def check(config: Train) -> tuple[Train, Subject]:
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
     if kind_of_weights(config.adapter) is not None:
         check_train(config.adapter.train, TRAINABLE[config.model.family])
+    check_inversion(_normal(config), LOW_RANK)
     check_low_rank(config)
     check_precision(config)
     check_attention(config.model.attention, pick_device(config.device))
@@ -111,7 +112,6 @@ def check(config: Train) -> tuple[Train, Subject]:
     check_optimizer(config)
     _pairs(config)
     config = _normal(config)
-    check_inversion(config, LOW_RANK)
     subject = read_subject(config)
     _make_folder("out", Path(config.out).expanduser())
     _make_folder("cache_dir", cache_dir(config.cache_dir))

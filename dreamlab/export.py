@@ -1,7 +1,7 @@
 """`python -m dreamlab.export`: one file for A1111 and ComfyUI, or a diffusers folder, of a run or any diffusers model.
 
-The file is named by single_file.py's keys, by kohya.py's where it is an adapter alone or by embedding_files.py's where it
-is a new word alone, and carries what made it in its metadata. It appears whole or not at all.
+The file is named by single_file.py's keys, by kohya.py's where it is an adapter alone, by embedding_files.py's where it
+is a new word alone, and says in its metadata what made it. It appears whole or not at all.
 """
 
 import json
@@ -136,6 +136,7 @@ def _tell_words(model: "StableDiffusion", settings: Export) -> None:
 
 def _place_for(settings: Export) -> Path:
     """The file or folder to write: `out`, or one named after the run (and the snapshot)."""
+    from dreamlab.embedding_files import file_of
     from dreamlab.runs import run_of
 
     if settings.out:
@@ -144,7 +145,10 @@ def _place_for(settings: Export) -> Path:
     is_snapshot = run is not None and run.path != given.resolve()
     name = f"{run.path.name}-{given.name}" if run is not None and is_snapshot else given.name
     stem = re.sub(r"\W+", "-", name).strip("-") or "model"
-    suffixes = {"diffusers": "", "kohya": "-adapter.safetensors", "embedding": "-embedding.safetensors"}
+    if settings.format == "embedding":  # A1111 and ComfyUI know a word by its file's name
+        word = str(run.read_config().get("token") or stem) if run is not None else stem
+        return Path(f"outputs/exports/{stem}-{settings.dtype}-embedding") / file_of(word)
+    suffixes = {"diffusers": "", "kohya": "-adapter.safetensors"}
     suffix = suffixes.get(settings.format, f".{settings.format}")
     return Path(f"outputs/exports/{stem}-{settings.dtype}{suffix}")
 
@@ -200,7 +204,7 @@ def _write_word(model: "StableDiffusion", file: Path, settings: Export) -> None:
         raise UserError(f"{settings.run} has several new words, each in a file of its model/ folder already: {files}.")
     ((word, rows),) = words.items()
     dtype = torch.float16 if settings.dtype == "fp16" else torch.float32
-    about = description(settings.run)
+    about = {**description(settings.run), "dreamlab.word": word}
     embedding_files.write(file, word, {part: weight.to(dtype) for part, weight in rows.items()}, about)
 
 

@@ -126,8 +126,9 @@ def check_tokens(config: Train, subject: Subject) -> None:
                 f"token={token!r}: a new word is small letters, digits and hyphens, since other programs know it by"
                 " its file's name. Choose another, such as zwx."
             )
-        if not any(token in re.split(r"[^a-z0-9-]+", photo.prompt.lower()) for photo in concept.photos):
+        words = [set(re.split("[^A-Za-z0-9-]+", prompt)) for prompt in (photo.prompt for photo in concept.photos)]
+        if not any(token in found for found in words):
             raise UserError(
-                f"No prompt of {token}'s photos has the word {token}, so nothing would be learnt. Put it into"
-                " instance_prompt or the captions; {token} stands for it."
+                f"No prompt of {token}'s photos has the word {token}, so nothing would be learnt. Put it, in small"
+                " letters, into instance_prompt or the captions; {token} stands for it."
             )
