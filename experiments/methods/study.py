@@ -10,6 +10,7 @@ each run, and methods.jpg, a row for each method, and prints the table.
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,7 @@ METRICS = {  # column -> title
     "probe/train_loss": "loss on photos", "probe/held_out_loss": "held-out loss",
 }  # fmt: skip
 SHOWN = {"near": (0, 2), "far": (0, 2, 4, 6), "class": (0,), "unrelated": (0,)}  # places among the shots of a kind
+ORDER = ("full", "LoRA", "textual inversion", "pivotal")
 Row = dict[str, Any]
 
 
@@ -68,7 +70,7 @@ def row_of(run: RunDirectory) -> Row:
     numbers = {**run.probes.rows()[-1], **run.evaluations.rows()[-1]}
     return {
         "method": method_of(config["adapter"]), "lr": config["lr"],
-        **{key: round(numbers[key], 3) for key in METRICS},
+        **{key: round(numbers[key], 3) + 0.0 for key in METRICS},  # no -0
         "kilobytes": round(size / 1000, 1),
         "train_s": round(len(metrics) * config["batch_size"] * halves / speeds[len(speeds) // 2], 1),
         "run": run.path.name,
@@ -89,8 +91,6 @@ def draw(rows: list[Row], work: Path, path: Path) -> None:
 
     def pictures(run: RunDirectory, update: int) -> tuple[list[str], list[Image.Image]]:
         shots = run.evaluated / f"update-{update:06d}"
-        import json
-
         told = json.loads((shots / "scores.json").read_text())["shots"]
         of_kind = {kind: [shot for shot in told if shot["kind"] == kind] for kind in SHOWN}
         picked = [of_kind[kind][place] for kind, places in SHOWN.items() for place in places]
@@ -123,11 +123,8 @@ def main() -> None:
         command = [sys.executable, "-m", "dreamlab.train", "-m", *words, *BUDGET, *places]
         done = subprocess.run([*command, f"instance_dir={args.photos / 'dog'}"], check=False)
         print(" ".join(words), "is done" if done.returncode == 0 else "failed", flush=True)
-    order = [method_of({"kind": k, "rank": r, "vectors": v}) for k, r, v in (
-        ("full", 0, 0), ("lora", 2, 0), ("lora", 8, 0), ("lora", 32, 0), ("textual_inversion", 0, 1),
-        ("textual_inversion", 0, 4), ("pivotal", 8, 1),
-    )]  # fmt: skip
-    rows = sorted((row_of(run) for run in runs(args.work)), key=lambda row: (order.index(row["method"]), row["lr"]))
+    found = [row_of(run) for run in runs(args.work)]
+    rows = sorted(found, key=lambda row: (ORDER.index(row["method"].split(",")[0]), row["kilobytes"], row["lr"]))
     with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
