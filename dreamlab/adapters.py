@@ -19,6 +19,11 @@ from dreamlab.low_rank import LowRank
 
 KINDS = ("full", *low_rank.KINDS, *pivotal.KINDS)
 # Subsets by part: what the names of their weights contain. The parts are those of every family; the VAE never learns.
+_CLIP = {
+    "embeddings": r"\bembeddings\.token_embedding\.",
+    "attention": r"\.self_attn\.",
+    "mlp": r"\.mlp\.",
+}
 SUBSETS: dict[str, dict[str, str]] = {
     "unet": {
         "attention": r"\.attn[12]\.",
@@ -31,11 +36,9 @@ SUBSETS: dict[str, dict[str, str]] = {
         "mid": r"^mid_block\.",
         "up": r"^up_blocks\.",
     },
-    "text_encoder": {
-        "embeddings": r"\bembeddings\.token_embedding\.",
-        "attention": r"\.self_attn\.",
-        "mlp": r"\.mlp\.",
-    },
+    "transformer": {"attention": r"\.attn2?\.", "feed_forward": r"\.ff(_context)?\."},
+    "text_encoder": _CLIP,
+    "text_encoder_2": _CLIP,
 }
 
 

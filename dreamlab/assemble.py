@@ -60,16 +60,17 @@ def record(config: Train, subject: Subject, run: RunDirectory) -> None:
 def base_model(config: Train) -> Family:
     """The untouched, frozen model on the run's device, which knows the hash of its weights."""
     chosen, device = config.model, pick_device(config.device)
-    options = Options(chosen.clip_skip, config.objective.zero_terminal_snr, chosen.encode_with_own_vae)
+    zero_snr, without = config.objective.zero_terminal_snr, tuple(chosen.without)
+    options = Options(chosen.clip_skip, zero_snr, chosen.encode_with_own_vae, without)
     model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae, chosen.config, options)
     model.fingerprint = fingerprint(model.parts())
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())
     # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
-    if device.type == "cuda" and "bitsandbytes" not in config.optimizer["_target_"]:
-        for name in {"unet", "vae"} & model.parts().keys():
-            model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    laid = {"vae"} if "bitsandbytes" in config.optimizer["_target_"] else {"unet", "vae"}
+    for name in laid & model.parts().keys() if device.type == "cuda" else ():
+        model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
@@ -79,14 +80,15 @@ def samples(
     """The sample prompts and seeds, bound to this model, or to the average of its weights."""
     chosen = config.sampling
     seeds = [chosen.seed + k for k in range(chosen.images_per_prompt)]
-    draws = drawn.through(sampler(config), drawing(config, model, averaged, sampler(config), chosen.batch_size))
+    how = sampler(config)
+    draws = drawn.through(how, drawing(config, model, averaged, how, chosen.batch_size))
     return callbacks.Samples(log, subject.sample_prompts, seeds, config.sample_every, draws)
 
 
 def sampler(config: Train) -> Sampler:
     """How samples are drawn."""
     chosen, side = config.sampling, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side, chosen.compile)
 
 
 def drawing(
@@ -122,7 +124,7 @@ def module(config: Train, model: Family) -> DreamBooth:
     trained, chosen = learning.trained_parts(config, model), config.objective
     objective = Objective(
         config.prior_weight, chosen.min_snr_gamma, chosen.noise_offset,
-        chosen.huber_delta if chosen.loss == "huber" else None,
+        chosen.huber_delta if chosen.loss == "huber" else None, chosen.timesteps,
     )  # fmt: skip
     return DreamBooth(
         model, trained, build(config.optimizer), partial(make_schedule, chosen=config.schedule, steps=config.steps),
@@ -141,7 +143,7 @@ def captured(config: Train, module: DreamBooth) -> Captured | None:
     if reason:
         console.print(f"Updates are not captured as a CUDA graph: {reason}.", markup=False)
         return None
-    module.captured = Captured(config.precision, device, config.max_grad_norm)
+    module.captured = Captured(config.precision, device, config.max_grad_norm, config.seed)
     return module.captured
 
 
@@ -189,7 +191,9 @@ def trainer(
     chosen = captured or precision.plugin(config.precision, device, config.seed)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
-    every, settings = config.save_every or max(1, config.steps // 4), settings_that_matter(config, subject.digest)
+    settings = settings_that_matter(config, subject.digest)
+    # Clocks of several processes differ
+    every = config.save_every or (max(1, config.steps // 4) if devices > 1 else None)
     watching: list[Callback] = [
         *([averaged] if averaged else []),  # first: samples of this update draw with the new average
         *([Dropout(config.seed)] if config.adapter.dropout else []),

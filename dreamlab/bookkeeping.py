@@ -16,7 +16,6 @@ from torch import Tensor
 from dreamlab.callbacks import Updates, peak_gib
 from dreamlab.finiteness import Finiteness
 from dreamlab.loss import masked_mean
-from dreamlab.precision import scaler_metrics
 from dreamlab.runlog import RunLog
 
 MOST_WAITING = 8  # updates whose numbers are under way; more of them and the CPU waits, so that Ctrl-C is quick
@@ -56,12 +55,12 @@ class Metrics(Updates):
         if trainer.world_size > 1:  # every process has as many samples
             errors, timesteps, is_prior = (module.all_gather(one).flatten() for one in (errors, timesteps, is_prior))
         numbers = {"train/grad_norm": module.grad_norm}
-        numbers |= getattr(trainer.precision_plugin, "numbers", dict)()
-        known = {**module.rates, **scaler_metrics(trainer.precision_plugin), "perf/peak_gib": peak_gib(module.device)}
+        numbers |= getattr(trainer.precision_plugin, "numbers", dict)()  # of fp16's scaler
+        known = {**module.rates, "perf/peak_gib": peak_gib(module.device)}
         self._waiting.append(Waiting(
             update, torch.stack([errors.double(), timesteps.double(), is_prior.double()]).to("cpu", non_blocking=True),
-            torch.stack([value.double() for value in numbers.values()]).to("cpu", non_blocking=True), list(numbers),
-            known, _mark(module.device), time.perf_counter(),
+            torch.stack([value.to(module.device).double() for value in numbers.values()]).to("cpu", non_blocking=True),
+            list(numbers), known, _mark(module.device), time.perf_counter(),
         ))  # fmt: skip
         self._write(trainer, module, MOST_WAITING)
 
@@ -99,7 +98,7 @@ class Metrics(Updates):
             took_s = self._before.elapsed_time(arrived.done) / 1000
         self._since_s, self._before = arrived.time_s, arrived.done
         losses = mean_losses(
-            errors, timesteps.long(), is_prior.bool(), module.objective.prior_weight, len(module.model.alphas_cumprod)
+            errors, timesteps.long(), is_prior.bool(), module.objective.prior_weight, len(module.model.schedule)
         )  # fmt: skip
         named = dict(zip(arrived.names, arrived.named.tolist(), strict=True))
         return {**losses, **named, **arrived.known, "perf/images_per_s": self.images_per_update / max(took_s, 1e-9)}

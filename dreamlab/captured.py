@@ -7,8 +7,6 @@ into fixed buffers, so that randomness stays a function of seed and update. The 
 same arithmetic. It is a precision plugin of Lightning's, which thereby neither steps nor clips itself.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +16,13 @@ from torch import Tensor, nn
 
 from dreamlab.data import Batch
 from dreamlab.module import Draws, DreamBooth
-from dreamlab.optim import step
-from dreamlab.precision import autocast
+from dreamlab.precision import autocast, forward_dtype, weight_dtype
+from dreamlab.rounding import keep_moments_exact
 from dreamlab.schema import Train
-from dreamlab.shares import total_norm
+from dreamlab.stepping import Stepping, stepping
 
 WARM_UP = 3  # updates before the recorded one: libraries choose kernels, the optimizer makes its state
-BUFFERS = ("mean", "std", "posterior", "noise", "offset", "timesteps", "text", "mask")
+TEXT = "text."  # begins the names of the buffers of what frozen text encoders have made of the prompts
 
 
 def obstacle(config: Train) -> str | None:
@@ -40,7 +38,6 @@ def obstacle(config: Train) -> str | None:
         "adapter.dropout, which is drawn for each update": bool(config.adapter.dropout),
         "adapter=lokr": config.adapter.kind == "lokr",
         "adapter=pivotal, since what learns changes at its switch": config.adapter.kind == "pivotal",
-        "precision=bf16_pure, whose rounding is drawn for each update": config.precision == "bf16_pure",
         "bitsandbytes' paged optimizers": "Paged" in str(config.optimizer.get("_target_")),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -54,18 +51,23 @@ class Captured(Precision):
 
     precision = "32-true"
 
-    def __init__(self, name: str, device: torch.device, max_grad_norm: float | None) -> None:
+    def __init__(self, name: str, device: torch.device, max_grad_norm: float | None, seed: int) -> None:
         super().__init__()
-        self.name, self.device, self.max_grad_norm = name, device, max_grad_norm
+        self.name, self.device, self.max_grad_norm, self.seed = name, device, max_grad_norm, seed
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
         self.skipped = torch.zeros((), device=device)
         self._graph: Any = None
         self._calls = 0
         self._buffers: dict[str, Tensor] = {}
         self._batch: Batch
-        self._rates: list[Tensor] = []
-        self._told: list[float] = []
-        self._errors = self._norm = self._loss = torch.zeros(())
+        self._stepping: Stepping
+        self._errors = self._loss = torch.zeros(())
+
+    def connect(self, model: Any, optimizers: list[Any], lr_schedulers: list[Any]) -> Any:
+        """Lightning's hook before a state is loaded."""
+        for optimizer in optimizers if weight_dtype(self.name) == torch.bfloat16 else ():
+            keep_moments_exact(optimizer)
+        return super().connect(model, optimizers, lr_schedulers)
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **_: Any) -> Any:  # type: ignore[override]
         """Lightning's hook: the closure's training step is the whole update."""
@@ -78,8 +80,9 @@ class Captured(Precision):
         """One whole update from a batch on the CPU; returns its loss."""
         optimizer = module.trainer.optimizers[0]
         if not self._calls:
-            self._prepare(optimizer)
-        self._fill(module, batch, optimizer)
+            self._prepare(optimizer, module)
+        self._fill(module, batch)
+        self._stepping.begin(optimizer)
         if self._graph is not None:
             self._graph.replay()
         elif self.device.type == "cpu":
@@ -88,48 +91,49 @@ class Captured(Precision):
             self._beside(lambda: self._run(module, optimizer))
         else:
             self._record(module, optimizer)
-        if not self._steps_inside(optimizer) and (self.scaler is None or bool(self._norm.isfinite())):
-            step(optimizer)  # fp16 waits for the norm here, since an update that overflows is skipped
+        self._stepping.finish(optimizer, module.trainer.global_step)
         self._calls += 1
         timesteps = self._buffers["timesteps"].clone()
         module.losses.append((self._errors.clone(), timesteps, self._batch.is_prior))
-        module.grad_norm = self._norm.clone()
+        module.grad_norm = self._stepping.norm.clone()
         module.keep_rates(optimizer)
         return self._loss.clone()
 
-    def _prepare(self, optimizer: Any) -> None:
-        """After a resume, too: its step counts lie on the CPU."""
-        self._rates = [torch.tensor(float(group["lr"]), device=self.device) for group in optimizer.param_groups]
-        self._told = [float(group["lr"]) for group in optimizer.param_groups]
-        for state in optimizer.state.values() if self._steps_inside(optimizer) else ():
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(self.device)
+    def teardown(self) -> None:
+        """Lightning's hook when training is over: what was recorded holds gigabytes."""
+        if self._calls:
+            self._stepping.release()
+        self._graph, self._calls = None, 0
+        self._buffers.clear()
 
-    @staticmethod
-    def _steps_inside(optimizer: Any) -> bool:
-        """Whether the optimizer counts its steps where the GPU can."""
-        return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam)
+    def _prepare(self, optimizer: Any, module: DreamBooth) -> None:
+        half = forward_dtype(self.name) if self.name in ("bf16", "fp16") else None
+        self._stepping = stepping(
+            optimizer, module.trained, self.device, self.scaler, self.max_grad_norm, half,
+            self.seed if weight_dtype(self.name) == torch.bfloat16 else None,
+        )  # fmt: skip
+        self._stepping.prepare(optimizer)
 
-    def _fill(self, module: DreamBooth, batch: Batch, optimizer: Any) -> None:
+    def _fill(self, module: DreamBooth, batch: Batch) -> None:
         """Copy what is new in this update to where the graph reads it."""
         if batch.moments is None:
             raise ValueError("captured updates need cached latents")
         draws = module.draws(batch, batch.moments[0])
         found: dict[str, Tensor | None] = {"mean": batch.moments[0], "std": batch.moments[1], "mask": batch.mask}
-        found |= draws._asdict()
-        trains_text = any(name.startswith("text_encoder") for name in module.trained)
-        with autocast(self.name, self.device):
-            found["text"] = batch.input_ids if trains_text else module.text(batch.input_ids, batch.update)
-        for name in BUFFERS:
-            value = found[name]
+        found |= {**draws._asdict(), "sizes": batch.sizes}
+        if module.trains_text:
+            found["input_ids"] = batch.input_ids
+        else:
+            with autocast(self.name, self.device):
+                read = module.text(batch.input_ids, batch.update)
+            found |= {TEXT + name: value for name, value in read.items()}
+        for name, value in found.items():
             if value is not None:
                 self._copy(name, value)
         if not self._calls:
-            self._batch = replace(batch, is_prior=batch.is_prior.to(self.device), input_ids=self._buffers["text"])
-            self._batch.moments, self._batch.mask = None, self._buffers.get("mask")
-        for place, group in enumerate(optimizer.param_groups):
-            if group["lr"] != self._told[place]:
-                self._told[place] = group["lr"]
-                self._rates[place].fill_(group["lr"])
+            mask, sizes = self._buffers.get("mask"), self._buffers.get("sizes")
+            is_prior = batch.is_prior.to(self.device)
+            self._batch = replace(batch, is_prior=is_prior, moments=None, mask=mask, sizes=sizes)
 
     def _copy(self, name: str, value: Tensor) -> None:
         if name not in self._buffers:
@@ -146,7 +150,7 @@ class Captured(Precision):
         torch.cuda.current_stream(self.device).wait_stream(stream)
 
     def _record(self, module: DreamBooth, optimizer: Any) -> None:
-        optimizer.zero_grad(set_to_none=True)
+        self._stepping.clear(optimizer)
         torch.cuda.empty_cache()  # the graph has a pool of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -158,44 +162,19 @@ class Captured(Precision):
     def _run(self, module: DreamBooth, optimizer: Any) -> None:
         """The update itself, from the buffers."""
         buffers = self._buffers
-        optimizer.zero_grad(set_to_none=True)
+        self._stepping.clear(optimizer)
         with autocast(self.name, self.device):
             draws = Draws(**{name: buffers.get(name) for name in Draws._fields})  # type: ignore[arg-type]
             noised = module.noised(replace(self._batch, moments=(buffers["mean"], buffers["std"])), draws)
-            trains_text = any(name.startswith("text_encoder") for name in module.trained)
-            text = module.model.encode_text(buffers["text"]) if trains_text else buffers["text"]
+            if module.trains_text:
+                text = module.model.encode_text(buffers["input_ids"])
+            else:
+                text = {name.removeprefix(TEXT): value for name, value in buffers.items() if name.startswith(TEXT)}
             losses = module.loss(self._batch, noised, text)
         (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
-        weights = [weight for weight in module.trained.parameters() if weight.grad is not None]
-        self._norm = total_norm(weights, are_shares=False)
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, self._norm)
-        if self._steps_inside(optimizer):
-            with self._capturable(optimizer):
-                self.scaler.step(optimizer) if self.scaler else optimizer.step()
-        if self.scaler:
-            self.scaler.update()
-        self.skipped += ~self._norm.isfinite()
+        self._stepping.record(optimizer)
+        self.skipped += ~self._stepping.norm.isfinite()
         self._errors, self._loss = losses.errors.detach(), losses.total.detach()
-
-    @contextmanager
-    def _capturable(self, optimizer: Any) -> Iterator[None]:
-        """The optimizer's fused kernels, with rates that lie on the GPU; its groups are put back as they were."""
-        before = [
-            {key: group[key] for key in ("lr", "fused", "capturable", "foreach")} for group in optimizer.param_groups
-        ]
-        supports, optimizer._step_supports_amp_scaling = getattr(optimizer, "_step_supports_amp_scaling", False), True
-        on_gpu = self.device.type == "cuda"
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group.update(lr=rate if on_gpu else group["lr"], fused=True, capturable=on_gpu, foreach=False)
-        try:
-            yield
-        finally:
-            for group, own in zip(optimizer.param_groups, before, strict=True):
-                group.update(own)
-            optimizer._step_supports_amp_scaling = supports
 
     def state_dict(self) -> dict[str, Any]:
         """As precision.Scaled's, so that a run can go on either way."""
@@ -221,13 +200,13 @@ class Captured(Precision):
 
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 
     if how == "off":
         return
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
-            if how == "full" or isinstance(module, BasicTransformerBlock):
+            if how == "full" or isinstance(module, BasicTransformerBlock | JointTransformerBlock):
                 module.compile()
 
 

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
-from dreamlab.models import BUNDLED
+from dreamlab.models import BUNDLED, family_of
+from dreamlab.models.families import FAMILIES
 from dreamlab.report import sample_updates, sheet
 from dreamlab.runs import run_of, update_of
 
@@ -34,13 +35,15 @@ def provenance(given: str) -> dict[str, Any]:
     """What made a model: a run's base model, words, recipe and versions; for any other model, where it comes from."""
     run = run_of(given)
     if run is None:
-        return {"base_model": _public(given)}
+        is_here = Path(given).expanduser().exists()
+        return {"base_model": _public(given), "family": family_of(given) if is_here else "stable_diffusion"}
     card, config = run.read_card(), run.read_config()
     recipe = {key: config.get(key) for key in RECIPE} | {"adapter": _adapter(config.get("adapter", {}))}
     if update_of(Path(given)) >= 0 and run.path != Path(given).expanduser().resolve():  # a snapshot
         recipe["steps"] = update_of(Path(given))
     return {
         "base_model": _public(config.get("model", {}).get("source", "")),
+        "family": config.get("model", {}).get("family", "stable_diffusion"),
         **{key: config.get(key, "") for key in ("token", "class_word")},
         **{key: card.get(key, "") for key in ("instance_prompt", "class_prompt")},
         "recipe": recipe,
@@ -94,11 +97,12 @@ def model_card(about: Mapping[str, Any], out: Path, repo: str | None, picture: s
 def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | None) -> str:
     prompt = _one_line(about.get("instance_prompt") or "a photo of a dog")
     drawing = f"image = pipe({prompt!r}).images[0]"
-    opening = "```python\nfrom diffusers import StableDiffusionPipeline\n\n"
-    opened = f"pipe = StableDiffusionPipeline.from_pretrained({base or 'the base model'!r})"
+    pipeline = FAMILIES[about.get("family", "stable_diffusion")].pipeline
+    opening = f"```python\nfrom diffusers import {pipeline}\n\n"
+    opened = f"pipe = {pipeline}.from_pretrained({base or 'the base model'!r})"
     word = _metadata(out).get("dreamlab.word")
     if word:
-        loaded = f"pipe.load_textual_inversion({repo or '.'!r}, weight_name={out.name!r})"
+        loaded = _loading_word(word, out, repo, str(about.get("family", "stable_diffusion")))
         return (
             f"A new word, {_code(word)}: AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of"
             f" embeddings, beside the base model; ComfyUI calls it {_code(f'embedding:{out.stem}')}. In Python:\n\n"
@@ -111,13 +115,28 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
             f" model. In Python (LoRA only):\n\n{opening}{opened}\n{loaded}\n{drawing}\n```"
         )
     if out.suffix not in (".safetensors", ".ckpt"):
-        return f"{opening}pipe = StableDiffusionPipeline.from_pretrained({repo or out.name!r})\n{drawing}\n```"
+        return f"{opening}pipe = {pipeline}.from_pretrained({repo or out.name!r})\n{drawing}\n```"
     file = f"https://huggingface.co/{repo}/blob/main/{out.name}" if repo else out.name
     config = f", config={base!r}" if base else ""
     return (
         f"AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of checkpoints. In Python:\n\n"
-        f"{opening}pipe = StableDiffusionPipeline.from_single_file({file!r}{config})\n{drawing}\n```"
+        f"{opening}pipe = {pipeline}.from_single_file({file!r}{config})\n{drawing}\n```"
     )
+
+
+def _loading_word(word: str, out: Path, repo: str | None, family: str) -> str:
+    """How diffusers is given a new word: an entry of the file for each text encoder where there are two."""
+    if family != "sdxl":
+        return f"pipe.load_textual_inversion({repo or '.'!r}, weight_name={out.name!r})"
+    file = f"hf_hub_download({repo!r}, {out.name!r})" if repo else repr(out.name)
+    fetching = "from huggingface_hub import hf_hub_download\n" if repo else ""
+    opened = f"{fetching}from safetensors.torch import load_file\n\n"
+    lines = [
+        f"pipe.load_textual_inversion(rows[{key!r}], token={word!r}, text_encoder=pipe.text_encoder{suffix},"
+        f" tokenizer=pipe.tokenizer{suffix})"
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2"))
+    ]
+    return "\n".join([f"{opened}rows = load_file({file})", *lines])
 
 
 _TOLD = ("then", "switch_step", "vectors", "initializer", "rank", "alpha", "targets", "train")

@@ -5,6 +5,7 @@ in float32, beside optimizer, schedule, scaler and callbacks; what a snapshot is
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from dreamlab.runlog import RunLog
 from dreamlab.runs import numbered, update_of
 from dreamlab.snapshots import write_snapshot
 from dreamlab.whole import discard, link_whole, written_whole
+
+SPARED_S = 300
 
 
 def learning(module: Any) -> set[str]:
@@ -36,7 +39,9 @@ class StateFiles(TorchCheckpointIO):
     """Writes a state straight to its file: Lightning would copy it in memory first and, if killed, leave it in /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with written_whole(Path(path), flush=True) as temporary:  # the state before it goes next
+        path = Path(path)
+        replaces = path.parent.is_dir() and any(path.parent.glob("*.ckpt"))  # the state before it goes next
+        with written_whole(path, flush=replaces) as temporary:
             torch.save(checkpoint, temporary)
 
 
@@ -76,12 +81,18 @@ class _Kept(Callback):
 class ResumeState(_Kept):
     """Keeps resume/update-000400.ckpt, the newest `count` of them, every `every` updates and where a run ends.
 
-    Of several runs of one training the longest has the file, and the others that aren't over have links to it.
+    `every` None: when SPARED_S have passed, which is what a crash may then cost; Ctrl-C costs nothing. Of several runs
+    of one training the longest has the file, and the others that aren't over have links to it.
     """
 
-    def __init__(self, logs: Sequence[RunLog], every: int, count: int, settings: dict[str, Any]) -> None:
+    def __init__(self, logs: Sequence[RunLog], every: int | None, count: int, settings: dict[str, Any]) -> None:
         ends = {log.steps for log in logs}
-        super().__init__(lambda update: update % every == 0 or update in ends)
+
+        def is_due(update: int) -> bool:
+            return update in ends or (update % every == 0 if every else time.monotonic() - self._since_s >= SPARED_S)
+
+        super().__init__(is_due)
+        self._since_s = 0.0
         self.logs = sorted(logs, key=lambda log: log.steps, reverse=True)
         self.count, self.settings = count, settings
         self._frozen: set[str] = set()
@@ -98,6 +109,10 @@ class ResumeState(_Kept):
 
         module.register_load_state_dict_pre_hook(fill)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._since_s = time.monotonic()
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Settings ride along, so that a resume with others can be refused."""
         checkpoint["dreamlab"] = {"settings": self.settings, "update": trainer.global_step}
@@ -109,7 +124,7 @@ class ResumeState(_Kept):
 
     def keep(self, trainer: Trainer, module: LightningModule, update: int) -> None:
         """Write the state, say so in status.json, and drop what is too old or, after a broken one, too new."""
-        written = self.logs[0].run.state(update)
+        written, self._since_s = self.logs[0].run.state(update), time.monotonic()
         trainer.save_checkpoint(written)  # every process takes part, and the first one writes
         if not trainer.is_global_zero:
             return

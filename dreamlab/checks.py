@@ -19,12 +19,15 @@ from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
 from dreamlab.low_rank import KINDS as LOW_RANK
 from dreamlab.low_rank import check_low_rank
-from dreamlab.models import find, pick_device
+from dreamlab.models import find, is_snapshot, pick_device
+from dreamlab.models.families import FAMILIES, family_in
 from dreamlab.optim import check_optimizer
+from dreamlab.pivotal import KINDS as INVERSIONS
 from dreamlab.pivotal import check_inversion, check_tokens, kind_of_weights, normal
 from dreamlab.precision import PRECISIONS, check_precision
+from dreamlab.randomness import DENSITIES
 from dreamlab.runs import cache_dir
-from dreamlab.sample import SAMPLERS
+from dreamlab.sample import FLOW_SAMPLERS, SAMPLERS, check_sampler
 from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
 from dreamlab.subject import AUTO, Subject, read_subject
@@ -66,19 +69,19 @@ NUMBERS: dict[str, Rule] = {
     "adapter.alpha": OPTIONAL_RATE, "adapter.lr": RATE, "adapter.dropout": _or_null(PART),
     "adapter.vectors": OPTIONAL_WHOLE, "adapter.switch_step": OPTIONAL_WHOLE, "adapter.embedding_lr": OPTIONAL_RATE,
 }  # fmt: skip
-TRAINABLE = {"stable_diffusion": ("unet", "text_encoder")}  # by family
+DRAWING = (*SAMPLERS, *FLOW_SAMPLERS)
 CHOICES = {
-    "model.family": tuple(TRAINABLE), "precision": PRECISIONS, "schedule.name": tuple(SCHEDULES),
+    "model.family": tuple(FAMILIES), "precision": PRECISIONS, "schedule.name": tuple(SCHEDULES),
     "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
-    "logger.mode": ("auto", "online", "offline"), "prior.sampler": tuple(SAMPLERS),
-    "sampling.sampler": tuple(SAMPLERS),
+    "logger.mode": ("auto", "online", "offline"), "prior.sampler": DRAWING, "sampling.sampler": DRAWING,
     "model.padding": ("full", "longest"), "model.attention": ATTENTIONS,
     "data.mask": ("none", "file", "alpha"),
     "data.background": ("white", "black"), "data.resample": ("lanczos", "bilinear"), "objective.loss": ("l2", "huber"),
     "data.pairing": ("independent", "by_index"), "prior.kind": ("images", "distill", "none"),
     "count": ("updates", "micro_batches"), "trainer.strategy": ("ddp", "fsdp"),
     "trainer.compile": ("off", "blocks", "full"),
-    "early_stop": ("none", "memorisation", "drift"), "eval.sampler": tuple(SAMPLERS),
+    "early_stop": ("none", "memorisation", "drift"), "eval.sampler": (None, *DRAWING),
+    "objective.timesteps": (None, *DENSITIES),
 }  # fmt: skip
 
 
@@ -98,9 +101,10 @@ def check(config: Train) -> tuple[Train, Subject]:
     for key, choices in CHOICES.items():
         if _value(config, key) not in choices:
             value = str(_value(config, key))
-            raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, choices)}")
+            raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, [one for one in choices if one])}")
+    check_family(config)
     if kind_of_weights(config.adapter) is not None:
-        check_train(config.adapter.train, TRAINABLE[config.model.family])
+        check_train(config.adapter.train, FAMILIES[config.model.family].trainable)
     check_inversion(_normal(config), LOW_RANK)
     check_low_rank(config)
     check_precision(config)
@@ -129,6 +133,38 @@ def check(config: Train) -> tuple[Train, Subject]:
             class_prompt=first.class_prompt,
         )  # fmt: skip
     return config, subject
+
+
+def check_family(config: Train) -> None:
+    """Raise UserError where settings don't go with the model's family, or the model is of another one."""
+    name, row, goal = config.model.family, FAMILIES[config.model.family], config.objective
+    source = find(config.model.source)
+    is_here = Path(source).expanduser().exists() and not is_snapshot(Path(source))
+    other = family_in(source, default=name) if is_here else name
+    if other != name:
+        raise UserError(f"{config.model.source!r} is of family {other}, not {name}. Give model.family={other}.")
+    if config.adapter.kind in INVERSIONS and not row.reads_new_words:
+        raise UserError(f"adapter={config.adapter.kind}: diffusers' pipelines read no new words with {name}. Use lora.")
+    for group in ("prior", "sampling", "eval"):
+        sampler = getattr(config, group).sampler
+        if sampler:
+            check_sampler(f"{group}.sampler", sampler, name)
+    for part in config.model.without:
+        if part not in row.optional:
+            raise UserError(f"model.without has {part!r}: {name} needs it. Leave it out of the list.")
+    if row.is_flow and goal.min_snr_gamma is not None:
+        raise UserError(
+            f"objective.min_snr_gamma weighs a diffusion's timesteps, and {name} is a flow. Leave it out, or see"
+            " objective.timesteps."
+        )
+    if row.is_flow and goal.zero_terminal_snr:
+        raise UserError(f"objective.zero_terminal_snr: the last step of {name} is noise alone already. Leave it out.")
+    if config.resolution % row.side_px:
+        raise UserError(f"resolution={config.resolution}: {name} takes multiples of {row.side_px} pixels.")
+    if config.data.bucket_step and config.data.bucket_step % row.side_px:
+        raise UserError(f"data.bucket_step={config.data.bucket_step}: {name} takes multiples of {row.side_px} pixels.")
+    if config.model.padding == "longest" and name != "stable_diffusion":
+        raise UserError(f"model.padding=longest is a quirk of one text encoder, and {name} has several. Use full.")
 
 
 def _normal(config: Train) -> Train:

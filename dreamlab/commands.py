@@ -15,7 +15,7 @@ class Sample:
     prompt: str = "???"  # several prompts: separate them with |
     n: int = 4  # images per prompt
     seed: int = 52362  # image k uses seed + k
-    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
+    sampler: str | None = None  # ddim | pndm | lms | dpm++ | euler | flow_euler; null: ddim or, of a flow, flow_euler
     steps: int = 25
     guidance: Any = None  # a scale or a list of scales; null: as the run's own samples; 7.5 where there is no run
     negative_prompt: str = ""
@@ -23,6 +23,7 @@ class Sample:
     width: int | None = None
     batch_size: int = 4
     precision: str = "fp32"
+    compile: bool = False  # the denoiser: a minute of waiting, then half as long again as fast; for hundreds of images
     device: str = "auto"
     out: str | None = None  # folder; null: samples/<prompt> in the run, or outputs/samples
 
@@ -113,6 +114,7 @@ class Draws:
     steps: int = 50
     batch_size: int = 4
     plain: bool = False  # by diffusers' pipeline alone
+    compile: bool = False
     settings: list[str] = field(default_factory=list)  # of dreamlab.train: precision=bf16, ...
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import IterableDataset
 
-from dreamlab.photos import UPRIGHT, Loading, Region, bucket, crop, read_mask, read_photo
+from dreamlab.photos import UPRIGHT, Loading, Region, bucket, crop, micro_conditioning, read_mask, read_photo
 from dreamlab.randomness import Use, choice, generator, permutation
 
 Moments = tuple[Tensor, Tensor]
@@ -35,6 +35,7 @@ class Batch:
     pixel_values: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
     moments: Moments | None = None  # posterior mean and std, each (B, C, h, w)
     mask: Tensor | None = None  # (B, 1, h, w) weights of the loss in [0, 1]; None: 1 everywhere
+    sizes: Tensor | None = None  # (B, 6) int64: photos.micro_conditioning of each picture
     teacher: Tensor | None = None  # (P, C, h, w) what the P prior samples are to match instead of their noise
 
     def to(self, device: torch.device) -> "Batch":
@@ -75,19 +76,27 @@ class ImageSet:
     def __init__(self, items: Sequence[Item], crops: Crops, is_prior: bool) -> None:
         self.items, self.crops, self.is_prior = items, crops, is_prior
         self._images: dict[int, Image.Image] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._moments: dict[tuple[int, Region], Moments] = {}
 
     def image(self, index: int) -> Image.Image:
         """The decoded picture, kept in memory."""
         if index not in self._images:
             self._images[index] = read_photo(self.items[index].path, self.crops.loading)
+            self._sizes[index] = self._images[index].size
         return self._images[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of a picture, remembered when its pixels are not."""
+        if index not in self._sizes:
+            self.image(index)
+        return self._sizes[index]
 
     @cached_property
     def shapes(self) -> list[Shape]:
         """The shape that each picture is cut to by itself."""
         side, step = self.crops.resolution, self.crops.bucket_step
-        sizes = (self.image(index).size for index in range(len(self.items)))
+        sizes = (self.size(index) for index in range(len(self.items)))
         return [bucket(size, side, step) if step else (side, side) for size in sizes]
 
     def region(self, seed: int, update: int, sample: int, index: int, shape: Shape) -> Region:
@@ -208,8 +217,10 @@ class TrainingData(IterableDataset[Batch]):
         if self.trim:
             ids = ids[:, : max(item.num_tokens for item in items)]
         is_prior = torch.tensor([images.is_prior for images, _ in picked])
-        batch = Batch(ids, is_prior, update, samples * len(self.sets))
-        drawn = [images.picture(index, region) for (images, index), region in zip(picked, regions, strict=True)]
+        cuts = list(zip(picked, regions, strict=True))
+        sizes = torch.tensor([micro_conditioning(images.size(index), region) for (images, index), region in cuts])
+        batch = Batch(ids, is_prior, update, samples * len(self.sets), sizes=sizes)
+        drawn = [images.picture(index, region) for (images, index), region in cuts]
         pixels = [one for one in drawn if isinstance(one, Tensor)]
         moments = [one for one in drawn if not isinstance(one, Tensor)]
         if pixels:
@@ -218,7 +229,7 @@ class TrainingData(IterableDataset[Batch]):
             batch.moments = (torch.stack([mean for mean, _ in moments]), torch.stack([std for _, std in moments]))
         if any(item.mask for images in self.sets for item in images.items):
             side = (regions[0].height // self.latent_factor, regions[0].width // self.latent_factor)
-            masks = [images.mask(i, region, side) for (images, i), region in zip(picked, regions, strict=True)]
+            masks = [images.mask(index, region, side) for (images, index), region in cuts]
             batch.mask = torch.stack(masks)
         if self.teacher and is_prior.any():
             batch.teacher = self.teacher(update, samples)

@@ -33,7 +33,7 @@ CHUNK = 20  # updates in a file
 def prior_half(batch: Batch) -> Batch:
     """The prior samples of a batch alone."""
     kept = batch.is_prior
-    picked = {name: getattr(batch, name) for name in ("input_ids", "is_prior", "pixel_values", "mask")}
+    picked = {name: getattr(batch, name) for name in ("input_ids", "is_prior", "pixel_values", "mask", "sizes")}
     tensors = {name: value[kept] for name, value in picked.items() if value is not None}
     moments = (batch.moments[0][kept], batch.moments[1][kept]) if batch.moments else None
     samples = [sample for sample, is_prior in zip(batch.samples, kept.tolist(), strict=True) if is_prior]
@@ -80,8 +80,7 @@ class Teacher:
         half = prior_half(self.data.batch(update, micro)).to(self.device)
         with torch.no_grad(), autocast(self.precision, self.device):
             noised = self.module.noised(half)
-            text = self.module.model.encode_text(half.input_ids)
-            pred = self.module.model.predict(noised.noisy_latents, noised.timesteps, text)
+            pred = self.module.predict(half, noised, self.module.model.encode_text(half.input_ids))
         return pred.cpu()
 
     def _file(self, chunk: int) -> Path:

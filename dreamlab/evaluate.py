@@ -46,12 +46,15 @@ def _of_model(settings: Evaluate, side: int) -> Train:
         )
     if settings.token == "auto":
         raise UserError("token=auto is for training: say which identifier this model was taught.")
+    from dreamlab.models import family_of
+
     config = Train(
         instance_dir=str(settings.instance_dir), class_word=settings.class_word, token=settings.token,
         eval=settings.eval, resolution=settings.resolution or side, device=settings.device,
         cache_dir=settings.cache_dir, prior_weight=0.0, precision=settings.precision or "fp32",
     )  # fmt: skip
     config.model.source, config.prior.kind, config.data.holdout = str(settings.base), "none", 0
+    config.model.family = family_of(str(settings.base))
     return config
 
 
@@ -108,7 +111,7 @@ def _side(settings: Evaluate) -> int:
     """The resolution of a model that is no run."""
     from dreamlab.models import load
 
-    return settings.resolution or load("stable_diffusion", settings.run).default_resolution()
+    return settings.resolution or load(None, settings.run).default_resolution()
 
 
 def _new_run(settings: Evaluate, config: Train, subject: "Subject") -> "RunDirectory":

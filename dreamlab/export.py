@@ -16,15 +16,15 @@ from dreamlab.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreamlab.models.stable_diffusion import StableDiffusion
+    from dreamlab.models import Family
 
 FORMATS = ("safetensors", "ckpt", "diffusers", "kohya", "embedding")
 DTYPES = ("fp16", "fp32")
 
 
-def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
-    """Every weight of a loaded Stable Diffusion 1 or 2 under its original name, float32."""
-    from dreamlab.single_file import to_single_file
+def single_file_state(model: Any) -> "dict[str, Tensor]":
+    """Every weight of a loaded Stable Diffusion 1, 2 or XL under its original name, float32."""
+    from dreamlab.single_file import to_single_file, to_single_file_xl
 
     layers = model.unet.config.layers_per_block
     if not isinstance(layers, int) and len(set(layers)) > 1:
@@ -34,6 +34,8 @@ def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
         )
     parts = {name: part.state_dict() for name, part in model.parts().items()}
     _drop_words(model, parts)
+    if model.family == "sdxl":
+        return to_single_file_xl(parts)
     text = model.text_encoder.config
     return to_single_file(
         parts["unet"], parts["vae"], parts["text_encoder"], model.alphas_cumprod,
@@ -41,7 +43,7 @@ def single_file_state(model: "StableDiffusion") -> "dict[str, Tensor]":
     )  # fmt: skip
 
 
-def _drop_words(model: "StableDiffusion", parts: "dict[str, dict[str, Tensor]]") -> None:
+def _drop_words(model: "Family", parts: "dict[str, dict[str, Tensor]]") -> None:
     """Cut rows of new words off their tables: programs that read one file expect the published size."""
     from dreamlab.inversion import added
 
@@ -79,7 +81,8 @@ def _check(settings: Export) -> None:
 def export(settings: Export) -> Path:
     """Write what `settings` ask for; returns the file or folder."""
     _check(settings)
-    from dreamlab.models import find, load
+    from dreamlab.models import family_of, find, load
+    from dreamlab.models.families import FAMILIES
     from dreamlab.runs import source_of
     from dreamlab.whole import written_whole
 
@@ -91,7 +94,13 @@ def export(settings: Export) -> Path:
     writers = {"diffusers": _write_folder, "kohya": _write_adapter, "embedding": _write_word}
     write = writers.get(settings.format, _write_single_file)
     _check_content(settings.format, Path(source).expanduser())
-    model: Any = load("stable_diffusion", source, vae=settings.vae, config=settings.config)
+    family = family_of(source)
+    if settings.format != "diffusers" and not FAMILIES[family].has_single_file:
+        raise UserError(
+            f"format={settings.format}: {family}'s layout in one file is not known here. Use format=diffusers or, of an"
+            " adapter, the file in the run's model/ folder, which diffusers reads."
+        )
+    model: Any = load(family, source, vae=settings.vae, config=settings.config)
     with written_whole(out) as temporary:
         write(model, temporary, settings)
     print(out)
@@ -123,7 +132,7 @@ def _check_content(format: str, folder: Path) -> None:
         read_adapter(folder)
 
 
-def _tell_words(model: "StableDiffusion", settings: Export) -> None:
+def _tell_words(model: "Family", settings: Export) -> None:
     """Say which new words a file had no place for."""
     from dreamlab.inversion import added
 
@@ -166,7 +175,7 @@ def _write_card(settings: Export, out: Path) -> None:
             temporary.write_bytes(content)
 
 
-def _write_folder(model: "StableDiffusion", folder: Path, settings: Export) -> None:
+def _write_folder(model: "Family", folder: Path, settings: Export) -> None:
     if settings.dtype == "fp16":
         for part in model.parts().values():
             part.half()
@@ -177,17 +186,18 @@ def _write_folder(model: "StableDiffusion", folder: Path, settings: Export) -> N
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_adapter(model: "StableDiffusion", file: Path, settings: Export) -> None:
+def _write_adapter(model: Any, file: Path, settings: Export) -> None:
     from dreamlab.kohya import kohya_state, kohya_words, read_adapter
     from dreamlab.runs import run_of, source_of
 
     adapter, weights = read_adapter(Path(source_of(settings.run)).expanduser())
     run, name = run_of(settings.run), _place_for(settings).stem
     words = kohya_words(adapter, run.read_config() if run else {}, model, name)
-    _write_file(kohya_state(adapter, weights), file, settings, {**description(settings.run), **words})
+    state = kohya_state(adapter, weights, model.unet if model.family == "sdxl" else None)
+    _write_file(state, file, settings, {**description(settings.run), **words})
 
 
-def _write_word(model: "StableDiffusion", file: Path, settings: Export) -> None:
+def _write_word(model: "Family", file: Path, settings: Export) -> None:
     import torch
 
     from dreamlab import embedding_files
@@ -208,7 +218,7 @@ def _write_word(model: "StableDiffusion", file: Path, settings: Export) -> None:
     embedding_files.write(file, word, {part: weight.to(dtype) for part, weight in rows.items()}, about)
 
 
-def _write_single_file(model: "StableDiffusion", file: Path, settings: Export) -> None:
+def _write_single_file(model: "Family", file: Path, settings: Export) -> None:
     _write_file(single_file_state(model), file, settings, description(settings.run))
 
 

@@ -59,20 +59,19 @@ def image_sets(config: Train, subject: Subject, model: Family) -> list[ImageSet]
 def _items(model: Family, photos: Sequence[Photo]) -> list[Item]:
     """Pictures with their prompts in tokens; a prompt that is cut short is told."""
     ids = {prompt: model.tokenize([prompt])[0] for prompt in {photo.prompt for photo in photos}}
-    counts = {prompt: model.count_tokens(prompt) for prompt in ids}
+    counts, most = {prompt: model.count_tokens(prompt) for prompt in ids}, model.max_tokens()
     for prompt, count in counts.items():
-        if count > len(ids[prompt]):
-            console.print(f"The prompt {prompt!r} has {count} tokens and is cut to {len(ids[prompt])}.", markup=False)
-    return [
-        Item(photo.path, ids[photo.prompt], min(counts[photo.prompt], len(ids[photo.prompt])), photo.mask)
-        for photo in photos
-    ]
+        if count > most:
+            console.print(f"The prompt {prompt!r} has {count} tokens and is cut to {most}.", markup=False)
+    return [Item(photo.path, ids[photo.prompt], min(counts[photo.prompt], most), photo.mask) for photo in photos]
 
 
 def prior_sampler(config: Train) -> Sampler:
     """How class images are drawn."""
     chosen, side = config.prior, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side)
+    return Sampler(
+        chosen.sampler, chosen.steps, chosen.guidance, chosen.negative_prompt, side, side, config.sampling.compile
+    )
 
 
 def _class_images(config: Train, subject: Subject, model: Family) -> list[Photo]:
@@ -115,6 +114,7 @@ def _teacher(config: Train, sets: list[ImageSet], module: DreamBooth, whole: Tra
         "prompts": [item.input_ids.tolist() for item in sets[1].items], "crops": asdict(sets[1].crops),
         "shapes": sets[0].shapes, "seed": config.seed, "per_update": whole.per_update, "trim": whole.trim,
         "batch_size": config.batch_size, "paired": whole.paired, "noise_offset": config.objective.noise_offset,
+        "timesteps": config.objective.timesteps,
         "precision": config.precision,
     }  # fmt: skip
     return Teacher(

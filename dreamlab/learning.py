@@ -5,7 +5,6 @@ assemble.py and following.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from dreamlab.low_rank import LowRank, adapter_weights
 from dreamlab.models import Family
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Train
-from dreamlab.snapshots import base_of, write_snapshot
+from dreamlab.snapshots import origin_of, write_snapshot
 from dreamlab.subject import Subject
 
 
@@ -69,13 +68,11 @@ def may_skip_weights(config: Train) -> bool:
 
 def origin(config: Train, subject: Subject) -> dict[str, Any]:
     """What a snapshot says of itself besides its update."""
-    about: dict[str, Any] = {"instance_prompt": subject.instance_prompt, "base": base_of(config.model)}
-    if config.objective.zero_terminal_snr:
-        about["zero_terminal_snr"] = True
-    adapter = low_rank(config)
-    if config.adapter.kind in pivotal.KINDS:
-        about["tokens"] = {concept.token: config.adapter.vectors for concept in subject.concepts}
-    return {**about, "adapter": asdict(adapter)} if adapter else about
+    chosen, words = config.adapter, {}
+    if chosen.kind in pivotal.KINDS:
+        words = {"tokens": {concept.token: chosen.vectors for concept in subject.concepts}}
+    origin = origin_of(config.model, config.objective.zero_terminal_snr, low_rank(config))
+    return {"instance_prompt": subject.instance_prompt, **origin, **words}
 
 
 def save_model(config: Train, subject: Subject, run: RunDirectory, model: Family, update: int) -> None:

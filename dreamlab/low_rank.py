@@ -24,6 +24,7 @@ from dreamlab.schema import Train
 KINDS = ("lora", "dora", "lokr")
 # Layers by part: what their names look like. attention is the paper's; with feed_forward and projections, the U-Net's
 # layers are those of kohya's trainer, and with convolutions those of its LoCon.
+_CLIP = {"attention": r"\.self_attn\.(q|k|v|out)_proj$", "feed_forward": r"\.mlp\.fc[12]$"}
 TARGETS: dict[str, dict[str, str]] = {
     "unet": {
         "attention": r"\.attn[12]\.to_(q|k|v|out\.0)$",
@@ -31,10 +32,12 @@ TARGETS: dict[str, dict[str, str]] = {
         "projections": r"\.attentions\.\d+\.proj_(in|out)$",
         "convolutions": r"\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)$|\.(down|up)samplers\.0\.conv$",
     },
-    "text_encoder": {
-        "attention": r"\.self_attn\.(q|k|v|out)_proj$",
-        "feed_forward": r"\.mlp\.fc[12]$",
+    "transformer": {
+        "attention": r"\.attn2?\.(to_(q|k|v|out\.0|add_out)|add_(q|k|v)_proj)$",
+        "feed_forward": r"\.ff(_context)?\.net\.(0\.proj|2)$",
     },
+    "text_encoder": _CLIP,
+    "text_encoder_2": _CLIP,
 }
 
 

@@ -18,6 +18,7 @@ from dreamlab.errors import UserError
 from dreamlab.evaluation import Judge
 from dreamlab.feed import prior_sampler
 from dreamlab.models import Family, pick_device
+from dreamlab.models.families import sampler_of
 from dreamlab.module import DreamBooth
 from dreamlab.moments import Moments, evaluated_updates, make_judge, plan, spaced
 from dreamlab.photos import Region, crop, read_photo
@@ -76,7 +77,8 @@ def untouched(config: Train, samples: Samples, model: Family) -> list[Image.Imag
 
 def _eval_sampler(config: Train) -> Sampler:
     chosen, side = config.eval, config.resolution
-    return Sampler(chosen.sampler, chosen.steps, chosen.guidance, "", side, side)
+    name = chosen.sampler or sampler_of(config.model.family, is_quick=True)
+    return Sampler(name, chosen.steps, chosen.guidance, "", side, side, config.sampling.compile)
 
 
 def drawing(config: Train, model: Family, averaged: Average | None) -> Draw:

@@ -35,7 +35,9 @@ def estimate_gib(config: Train, module: DreamBooth) -> float:
 
 def tell_need(config: Train, module: DreamBooth) -> None:
     """Say about how much memory training will take, where that is gigabytes of a GPU's."""
-    device = module.model.alphas_cumprod.device if not torch.cuda.is_available() else torch.device("cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if module.model.family != "stable_diffusion":
+        return  # the constants are of that one
     need = estimate_gib(config, module)
     if device.type != "cuda" or config.device == "cpu" or need < 1:
         return

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dreamlab.data import Batch
-from dreamlab.diffusion import add_noise, min_snr_weights, target
+from dreamlab.diffusion import NoiseSchedule, add_noise, min_snr_weights, target
 from dreamlab.loss import Losses, dreambooth_loss
-from dreamlab.models import Family
+from dreamlab.models import Conditioning, Family
 from dreamlab.optim import parameter_groups
 from dreamlab.pivotal import Inversion
 from dreamlab.randomness import Use, normal, timesteps
@@ -34,6 +34,7 @@ class Objective:
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
     huber_delta: float | None = None  # None: squared error
+    timesteps: str | None = None  # density that they are drawn with; None: the model's own
 
 
 class Draws(NamedTuple):
@@ -70,9 +71,9 @@ class DreamBooth(LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self.lr, self.text_encoder_lr, self.text_encoder_stop = lr, text_encoder_lr, text_encoder_stop
         self.seed, self.objective, self.inversion = seed, objective, inversion
-        self._alphas: dict[torch.device, Tensor] = {}
+        self._schedules: dict[torch.device, NoiseSchedule] = {}
         self.captured: Any = None  # captured.Captured, where updates are replayed
-        self._texts: dict[tuple[int, ...], Tensor] = {}  # what a frozen text encoder makes of each prompt
+        self._texts: dict[tuple[int, ...], Conditioning] = {}  # what frozen text encoders make of each prompt
         # What bookkeeping.Metrics reads after each update, and empties
         self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # each micro-batch's errors, timesteps and is_prior (B,)
         self.grad_norm = torch.zeros(())  # before clipping
@@ -83,6 +84,11 @@ class DreamBooth(LightningModule):
     def model(self) -> Family:
         """The whole model, frozen parts included."""
         return self._model[0]
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder learns."""
+        return any(name.startswith("text_encoder") for name in self.trained)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch, a float32 scalar."""
@@ -95,31 +101,37 @@ class DreamBooth(LightningModule):
         self.losses.append((losses.errors.detach(), noised.timesteps, batch.is_prior))
         return losses.total
 
-    def loss(self, batch: Batch, noised: Noised | None = None, text: Any = None) -> Losses:
+    def loss(self, batch: Batch, noised: Noised | None = None, text: Conditioning | None = None) -> Losses:
         """Noise the batch, predict, compare: all random numbers from (seed, update, sample)."""
-        model, goal, noised = self.model, self.objective, noised or self.noised(batch)
+        goal, noised = self.objective, noised or self.noised(batch)
         text = self.text(batch.input_ids, batch.update) if text is None else text
-        pred = model.predict(noised.noisy_latents, noised.timesteps, text)
-        alphas = self.alphas_cumprod(noised.latents.device)
-        wanted = target(model.prediction_type, noised.latents, noised.noise, noised.timesteps, alphas)
+        pred = self.predict(batch, noised, text)
+        schedule = self.schedule(noised.latents.device)
+        wanted = target(noised.latents, noised.noise, noised.timesteps, schedule)
         if batch.teacher is not None:
             wanted = wanted.clone()
             wanted[batch.is_prior] = batch.teacher.to(wanted.dtype)
         weights = None
         if goal.min_snr_gamma is not None:
-            weights = min_snr_weights(model.prediction_type, noised.timesteps, alphas, goal.min_snr_gamma)
+            weights = min_snr_weights(noised.timesteps, schedule, goal.min_snr_gamma)
         return dreambooth_loss(
             pred, wanted, batch.is_prior, goal.prior_weight, weights, mask=batch.mask, huber_delta=goal.huber_delta
         )
+
+    def predict(self, batch: Batch, noised: Noised, text: Conditioning) -> Tensor:
+        """The denoiser's output `(B, C, h, w)` for a noised batch, given its text and how its pictures were cut."""
+        told = self.schedule(noised.latents.device).told[noised.timesteps]
+        sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
+        return self.model.predict(noised.noisy_latents, told, {**text, **sizes})
 
     def noised(self, batch: Batch, draws: Draws | None = None) -> Noised:
         """Latents, noise and timesteps of a batch, and what the forward process makes of them."""
         mean, std = self.moments(batch)
         draws = draws or self.draws(batch, mean)
-        latents, noise, alphas = mean + std * draws.posterior, draws.noise, self.alphas_cumprod(mean.device)
+        latents, noise, schedule = mean + std * draws.posterior, draws.noise, self.schedule(mean.device)
         if draws.offset is not None:  # a shift of whole channels, as noise of a variance of its own
             noise = noise + self.objective.noise_offset * draws.offset
-        return Noised(latents, noise, draws.timesteps, add_noise(latents, noise, draws.timesteps, alphas))
+        return Noised(latents, noise, draws.timesteps, add_noise(latents, noise, draws.timesteps, schedule))
 
     def draws(self, batch: Batch, like: Tensor) -> Draws:
         """All that is random about a batch whose latents have the shape and device of `like`."""
@@ -128,8 +140,9 @@ class DreamBooth(LightningModule):
         def drawn(use: Use, shape: Sequence[int]) -> Tensor:
             return normal(self.seed, use, batch.update, batch.samples, is_prior, shape).to(like.device)
 
-        shape, count = like.shape[1:], len(self.model.alphas_cumprod)
-        steps = timesteps(self.seed, batch.update, batch.samples, is_prior, count).to(like.device)
+        shape, schedule = like.shape[1:], self.model.schedule
+        density = self.objective.timesteps or schedule.density
+        steps = timesteps(self.seed, batch.update, batch.samples, is_prior, len(schedule), density).to(like.device)
         offset = drawn(Use.OFFSET, (shape[0], 1, 1)) if self.objective.noise_offset else None
         return Draws(drawn(Use.POSTERIOR, shape), drawn(Use.NOISE, shape), steps, offset)
 
@@ -142,15 +155,15 @@ class DreamBooth(LightningModule):
         with torch.no_grad():
             return self.model.encode_images(batch.pixel_values)
 
-    def alphas_cumprod(self, device: torch.device) -> Tensor:
+    def schedule(self, device: torch.device) -> NoiseSchedule:
         """The noise schedule on `device`, brought there once."""
-        if device not in self._alphas:
-            self._alphas[device] = self.model.alphas_cumprod.to(device)
-        return self._alphas[device]
+        if device not in self._schedules:
+            self._schedules[device] = self.model.schedule.to(device)
+        return self._schedules[device]
 
-    def text(self, input_ids: Tensor, update: int) -> Any:
+    def text(self, input_ids: Tensor, update: int) -> Conditioning:
         """The conditioning of token ids `(B, L)`; a frozen encoder reads each prompt once, and then leaves the GPU."""
-        if any(name.startswith("text_encoder") for name in self.trained):
+        if self.trains_text:
             has_stopped = self.text_encoder_stop is not None and update >= self.text_encoder_stop
             with torch.set_grad_enabled(torch.is_grad_enabled() and not has_stopped):
                 return self.model.encode_text(input_ids)  # without gradients, optimizers pass its weights over
@@ -158,9 +171,10 @@ class DreamBooth(LightningModule):
         unread = [row for row in dict.fromkeys(rows) if row not in self._texts]
         if unread:
             with torch.no_grad():
-                hidden = self.model.encode_frozen_text(torch.tensor(unread, device=input_ids.device))
-            self._texts |= dict(zip(unread, hidden.split(1), strict=True))
-        return torch.cat([self._texts[row] for row in rows])
+                read = self.model.encode_frozen_text(torch.tensor(unread, device=input_ids.device))
+            for number, row in enumerate(unread):
+                self._texts[row] = {name: value[number : number + 1] for name, value in read.items()}
+        return {name: torch.cat([self._texts[row][name] for row in rows]) for name in self._texts[rows[0]]}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning's hook for a batch that is no dictionary."""

@@ -117,15 +117,32 @@ def digest(paths: Iterable[Path]) -> str:
 
 def crop(image: Image.Image, region: Region, resample: str = "lanczos") -> Tensor:
     """The pixels `(bands, height, width)` of a region, in [0, 1]; the image is scaled so that it just covers it."""
-    scale = max(region.width / image.width, region.height / image.height)
-    width, height = max(region.width, round(image.width * scale)), max(region.height, round(image.height * scale))
+    width, height, left, top = _placed(image.size, region)
     image = image.resize((width, height), RESAMPLING[resample])
-    left, top = round((width - region.width) * region.offset[0]), round((height - region.height) * region.offset[1])
     image = image.crop((left, top, left + region.width, top + region.height))
     if region.flip:
         image = ImageOps.mirror(image)
     values = np.array(image)
     return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1).copy()).float() / 255
+
+
+def _placed(size: tuple[int, int], region: Region) -> tuple[int, int, int, int]:
+    """Width and height that an image of `size` (width, height) is scaled to, and the region's left and top there."""
+    scale = max(region.width / size[0], region.height / size[1])
+    width, height = max(region.width, round(size[0] * scale)), max(region.height, round(size[1] * scale))
+    left, top = round((width - region.width) * region.offset[0]), round((height - region.height) * region.offset[1])
+    return width, height, left, top
+
+
+def micro_conditioning(size: tuple[int, int], region: Region) -> list[int]:
+    """How a picture of `size` (width, height) was cut: its height and width, the crop's top and left, its own sides.
+
+    Six numbers in the order of SDXL (Podell et al. 2023, arXiv 2307.01952, section 2.2), which is told them; top and
+    left are of the scaled picture, and of the mirrored one where the crop is mirrored.
+    """
+    width, _, left, top = _placed(size, region)
+    left = width - region.width - left if region.flip else left
+    return [size[1], size[0], top, left, region.height, region.width]
 
 
 def bucket(size: tuple[int, int], resolution: int, step: int) -> tuple[int, int]:

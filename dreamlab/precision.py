@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from torch import Tensor
 
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.randomness import Use, torch_generator
@@ -47,11 +48,16 @@ def weight_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bf16_pure" else torch.float32
 
 
+def forward_dtype(name: str) -> torch.dtype:
+    """What a forward pass computes in."""
+    return FORWARD[name.removesuffix("_pure")]
+
+
 def autocast(name: str, device: torch.device) -> AbstractContextManager[object]:
     """The arithmetic of a forward pass, for sampling and encoding too."""
     if name == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, FORWARD[name.removesuffix("_pure")])
+    return torch.autocast(device.type, forward_dtype(name))
 
 
 class Scaled(MixedPrecision):
@@ -76,9 +82,13 @@ class Scaled(MixedPrecision):
         self.skipped = state_dict["skipped_updates"]
         super().load_state_dict(state_dict)
 
-    def metrics(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Tensor]:
         """How many updates were skipped so far, and what losses are multiplied by."""
-        return {"train/skipped_updates": self.skipped, "train/loss_scale": self.scaler.get_scale()}  # type: ignore[union-attr]
+        scale: Any = self.scaler
+        return {
+            "train/skipped_updates": torch.tensor(self.skipped),
+            "train/loss_scale": torch.tensor(scale.get_scale()),
+        }
 
 
 class Pure(MixedPrecision):
@@ -109,8 +119,3 @@ def plugin(name: str, device: torch.device, seed: int) -> Precision:
     if name == "fp16":
         return Scaled(device)
     return Pure(device, seed) if name == "bf16_pure" else MixedPrecision("bf16-mixed", device.type)
-
-
-def scaler_metrics(plugin: Precision) -> dict[str, float]:
-    """What to log of fp16's scaler; nothing of other precisions."""
-    return plugin.metrics() if isinstance(plugin, Scaled) else {}

@@ -53,8 +53,9 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 
 def recipe_of(model: Family, sampler: Sampler, precision: str) -> dict[str, Any]:
     """All that decides a picture besides its prompt and seed."""
+    drawn_with = precision if precision == "fp32" else f"{precision} weights"  # see halves.py
     return {
-        "weights": model.fingerprint or fingerprint(model.parts()), "precision": precision,
+        "weights": model.fingerprint or fingerprint(model.parts()), "precision": drawn_with,
         "clip_skip": model.options.clip_skip, "zero_terminal_snr": model.options.zero_terminal_snr, **asdict(sampler),
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from dreamlab.callbacks import Updates
 from dreamlab.diffusion import add_noise, target
 from dreamlab.loss import per_sample_error
-from dreamlab.models import Family, evaluating
+from dreamlab.models import Conditioning, Family, evaluating
 from dreamlab.randomness import Use, generator
 from dreamlab.runlog import RunLog
 
@@ -62,7 +62,7 @@ class Question:
 
     probe: Probe
     input_ids: Tensor
-    timesteps: Tensor
+    told: Tensor  # what the model is told as timesteps
     noisy_latents: Tensor
     target: Tensor
 
@@ -71,7 +71,7 @@ class Grid:
     """All probes of a run over its model, with what the untouched model says once `remember()` has been called."""
 
     def __init__(
-        self, model: Family, probes: Sequence[Probe], text: Callable[[Tensor], Any], device: torch.device,
+        self, model: Family, probes: Sequence[Probe], text: Callable[[Tensor], Conditioning], device: torch.device,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:  # fmt: skip
         self.model, self.text, self.device, self.autocast = model, text, device, autocast
@@ -92,7 +92,7 @@ class Grid:
 
     def moved_by(self, input_ids: Tensor) -> float:
         """How far the first probe's prediction moves under another prompt `(1, L)`, from what `remember` has kept."""
-        asked = replace(self.questions[0], input_ids=input_ids.expand(len(self.questions[0].timesteps), -1))
+        asked = replace(self.questions[0], input_ids=input_ids.expand(len(self.questions[0].told), -1))
         return _moved(self._predict(asked), self._before[0]).mean().item()
 
     def _compare(self, answers: Sequence[Tensor]) -> dict[str, float]:
@@ -106,21 +106,21 @@ class Grid:
         return found
 
     def _question(self, probe: Probe) -> Question:
-        asked, alphas_cumprod = places(probe), self.model.alphas_cumprod
+        asked, schedule = places(probe), self.model.schedule
         index = torch.tensor([picture for picture, _ in asked])
         latents = probe.latents[index]
         noise = torch.stack([fixed_noise(latents.shape[1:], picture, place) for picture, place in asked])
-        timesteps = torch.tensor([int(QUARTERS[place] * len(alphas_cumprod)) for _, place in asked])
-        noisy_latents = add_noise(latents, noise, timesteps, alphas_cumprod)
-        wanted = target(self.model.prediction_type, latents, noise, timesteps, alphas_cumprod)
-        return Question(probe, probe.input_ids[index], timesteps, noisy_latents, wanted)
+        timesteps = torch.tensor([int(QUARTERS[place] * len(schedule)) for _, place in asked])
+        noisy_latents = add_noise(latents, noise, timesteps, schedule)
+        wanted = target(latents, noise, timesteps, schedule)
+        return Question(probe, probe.input_ids[index], schedule.told[timesteps], noisy_latents, wanted)
 
     def _predict(self, question: Question) -> Tensor:
         """The model's prediction `(N, C, h, w)`, float32 on the CPU."""
         with evaluating(self.model.parts().values()), self.autocast():
             text = self.text(question.input_ids.to(self.device))
-            timesteps = question.timesteps.to(self.device)
-            pred = self.model.predict(question.noisy_latents.to(self.device), timesteps, text)
+            told = question.told.to(self.device)
+            pred = self.model.predict(question.noisy_latents.to(self.device), told, text)
         return pred.float().cpu()
 
 

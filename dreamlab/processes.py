@@ -26,9 +26,9 @@ def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
 
     if name == "ddp":
         return DDPStrategy(find_unused_parameters=may_skip_weights)
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
     from diffusers.models.resnet import ResnetBlock2D
     from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-    blocks = {BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer}
+    blocks = {BasicTransformerBlock, JointTransformerBlock, ResnetBlock2D, CLIPEncoderLayer}
     return FSDPStrategy(auto_wrap_policy=blocks, state_dict_type="full")

@@ -6,11 +6,14 @@ is carried from one update to the next, so a resumed run, a shorter run and a ru
 same numbers, and two runs that differ in one knob differ in nothing else. Called by data.py and module.py.
 """
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
 import torch
+
+DENSITIES = ("uniform", "logit_normal")  # of timesteps
 
 
 class Use(IntEnum):
@@ -49,14 +52,25 @@ def normal(
 
 
 def timesteps(
-    seed: int, update: int, samples: Sequence[int], is_prior: Sequence[bool], num_train_timesteps: int
-) -> torch.Tensor:
-    """Timesteps `(B,)` int64, uniform on [0, num_train_timesteps)."""
-    drawn = [
-        int(generator(seed, Use.TIMESTEP, update, sample, prior).integers(num_train_timesteps))
-        for sample, prior in zip(samples, is_prior, strict=True)
-    ]
-    return torch.tensor(drawn, dtype=torch.int64)
+    seed: int, update: int, samples: Sequence[int], is_prior: Sequence[bool], num_train_timesteps: int,
+    density: str = "uniform",
+) -> torch.Tensor:  # fmt: skip
+    """Timesteps `(B,)` int64 in [0, num_train_timesteps), of one of DENSITIES.
+
+    Logit-normal: the logit of t / num_train_timesteps is a standard normal, so that the middle comes most often
+    (Esser et al. 2024, arXiv 2403.03206, eq. 19 with m = 0 and s = 1).
+    """
+
+    def drawn(stream: np.random.Generator) -> int:
+        if density == "uniform":
+            return int(stream.integers(num_train_timesteps))
+        if density == "logit_normal":
+            return min(int(num_train_timesteps / (1 + math.exp(-stream.standard_normal()))), num_train_timesteps - 1)
+        raise ValueError(f"unknown density {density!r}; known: {', '.join(DENSITIES)}")
+
+    rows = zip(samples, is_prior, strict=True)
+    numbers = [drawn(generator(seed, Use.TIMESTEP, update, sample, prior)) for sample, prior in rows]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def torch_generator(seed: int, use: Use, update: int, device: torch.device) -> torch.Generator:

@@ -33,15 +33,17 @@ def step_rounded(optimizer: Optimizer, generator: torch.Generator) -> None:
     try:
         for group in groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
+            own = [weight.data for weight in weights]
             for weight in weights:
                 gradient, weight.grad = weight.grad, None
                 weight.data = weight.data.float()
                 weight.grad = gradient.float()
             optimizer.param_groups = [group]
             step(optimizer)
-            for weight in weights:
+            for weight, place in zip(weights, own, strict=True):
                 weight.grad = None
-                weight.data = round_stochastically(weight.data, generator)
+                place.copy_(round_stochastically(weight.data, generator))
+                weight.data = place  # a recorded graph reads it there
     finally:
         optimizer.param_groups = groups
 

@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dreamlab import entry
 from dreamlab.commands import Sample
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.models.families import FAMILIES, sampler_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
 }
+FLOW_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # of flow matching
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+}
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,14 @@ class Sampler:
     negative_prompt: str
     height: int
     width: int
+    is_compiled: bool = False  # the denoiser; other kernels round differently
 
 
 def make_scheduler(name: str, config: Any) -> Any:
     """Diffusers' scheduler for our sampler `name`, on the noise schedule of the model's scheduler `config`."""
     import diffusers
 
-    class_name, options = SAMPLERS[name]
+    class_name, options = {**SAMPLERS, **FLOW_SAMPLERS}[name]
     return getattr(diffusers, class_name).from_config(config, **options)
 
 
@@ -73,12 +78,16 @@ def _resting(model: "Family", device: "torch.device") -> Iterator[None]:
 
 
 def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "torch.device") -> dict[str, Any]:
-    """The pipeline's prompts, or, where text encoder layers are left out, what the encoder makes of them."""
+    """The pipeline's prompts, or, where text encoder layers are left out, what the encoder makes of them.
+
+    No negative prompt is none: to some models that is another thing than an empty one.
+    """
     negative = [negative_prompt] * len(prompts)
     if not model.options.clip_skip:  # diffusers has an option for it, which fails with transformers 5
-        return {"prompt": prompts, "negative_prompt": negative}
+        return {"prompt": prompts, "negative_prompt": negative if negative_prompt else None}
     encoded = [model.encode_text(model.tokenize(words).to(device)) for words in (prompts, negative)]
-    return {"prompt_embeds": encoded[0], "negative_prompt_embeds": encoded[1]}
+    # Some pipelines give latents the dtype of the text, and a sampler needs float32
+    return model.prompt_words(*({name: value.float() for name, value in text.items()} for text in encoded))
 
 
 def draw(
@@ -88,13 +97,17 @@ def draw(
     """Draw `prompts[k]` from `seeds[k]` for every k, `batch_size` at a time, handing each to `on_image(k, image)`."""
     import torch
 
-    from dreamlab.precision import autocast
+    from dreamlab.halves import drawing_in
+    from dreamlab.precision import autocast, forward_dtype
 
-    with _resting(model, device), torch.no_grad(), autocast(precision, device):
+    check_sampler("sampler", sampler.name, model.family)
+    pipe = model.pipeline()
+    own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), sampler.is_compiled)
+    with _resting(model, device), torch.no_grad(), autocast(precision, device), halved:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
-            pipe = model.pipeline(make_scheduler(sampler.name, model.pipeline().scheduler.config))
+            pipe.scheduler = make_scheduler(sampler.name, own)
             images = pipe(
                 **_words(model, list(prompts[batch]), sampler.negative_prompt, device),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
@@ -105,9 +118,17 @@ def draw(
                 on_image(start + offset, image)
 
 
+def check_sampler(key: str, name: str, family: str) -> None:
+    """Raise UserError where a sampler is of another kind of model; `key` is the setting's name."""
+    fitting = FAMILIES[family].samplers
+    if name not in fitting:
+        raise UserError(f"{key}={name} can't draw with a model of family {family}. Use {' or '.join(fitting)}.")
+
+
 def _check(settings: Sample) -> None:
-    if settings.sampler not in SAMPLERS:
-        raise UserError(f"sampler={settings.sampler}: unknown sampler.{did_you_mean(settings.sampler, SAMPLERS)}")
+    known = (*SAMPLERS, *FLOW_SAMPLERS)
+    if settings.sampler is not None and settings.sampler not in known:
+        raise UserError(f"sampler={settings.sampler}: unknown sampler.{did_you_mean(settings.sampler, known)}")
     for key in ("n", "steps", "batch_size", "height", "width"):
         value = getattr(settings, key)
         if value is not None and value < 1:
@@ -154,14 +175,20 @@ def _folder_for(settings: Sample) -> Path:
 def sample(settings: Sample) -> Path:
     """Draw what `settings` ask for, prompts x guidance scales x seeds; returns the folder of images and grid."""
     _check(settings)
-    from dreamlab.models import find, load, pick_device
+    from dreamlab.models import family_of, find, load, pick_device
     from dreamlab.pictures import grid, save_png
     from dreamlab.precision import check_forward
     from dreamlab.runs import source_of
 
     check_forward(settings.precision)
     scales, device, source = _scales(settings), pick_device(settings.device), find(source_of(settings.run))
-    model = load("stable_diffusion", source, config=settings.config)
+    family = family_of(source)
+    settings = replace(settings, sampler=settings.sampler or sampler_of(family))
+    check_sampler("sampler", str(settings.sampler), family)
+    step_px = FAMILIES[family].side_px
+    if any(side is not None and side % step_px for side in (settings.height, settings.width)):
+        raise UserError(f"height={settings.height}, width={settings.width}: {family} takes multiples of {step_px} px.")
+    model = load(family, source, config=settings.config)
     rows = [(prompt.strip(), scale) for prompt in settings.prompt.split("|") for scale in scales]
     out = _folder_for(settings)
     images = _draw_rows(model, rows, settings, device, out)
@@ -185,7 +212,7 @@ def _draw_rows(
     def keep(sampler: Sampler, numbers: Sequence[int], index: int, image: "Image") -> None:
         number = numbers[index]
         images[number] = image
-        shown = {key: value for key, value in asdict(sampler).items() if key != "name"}
+        shown = {key: value for key, value in asdict(sampler).items() if key not in ("name", "is_compiled")}
         about = {"prompt": rows[number // n][0], "seed": settings.seed + number % n, "model": settings.run}
         save_png(image, out / f"{number:04d}.png", {**about, "sampler": sampler.name, **shown})
         advance()
@@ -193,8 +220,8 @@ def _draw_rows(
     with progress("sampling", len(rows) * n) as advance:
         for scale in dict.fromkeys(scale for _, scale in rows):
             sampler = Sampler(
-                settings.sampler, settings.steps, scale, settings.negative_prompt,
-                settings.height or side, settings.width or side,
+                str(settings.sampler), settings.steps, scale, settings.negative_prompt,
+                settings.height or side, settings.width or side, settings.compile,
             )  # fmt: skip
             numbers = [number for number in range(len(rows) * n) if rows[number // n][1] == scale]
             draw(

@@ -12,17 +12,19 @@ from typing import Any
 class Model:
     """Which base model, and what suits it; the top-level keys of the same names default to these."""
 
-    family: str = "stable_diffusion"  # a key of dreamlab.models.FAMILIES
+    family: str = "stable_diffusion"  # a key of dreamlab.models.families.FAMILIES
     source: str = "pocket"  # "pocket", a hub id, a diffusers folder, a .safetensors or .ckpt file
     config: str | None = None  # of a single file: the diffusers folder or hub id with its tokenizer and shapes
     revision: str | None = None  # hub branch, tag or commit
     variant: str | None = None  # weight file variant, such as fp16; falls back to the plain files
     vae: str | None = None  # another VAE (hub id or folder), used everywhere
     encode_with_own_vae: bool = False  # quirk of the tutorial: photos are encoded by the model's own VAE all the same
+    without: list[str] = field(default_factory=list)  # parts left out: text_encoder_3, Stable Diffusion 3's T5
     clip_skip: int = 0  # 0: the text encoder's last layer; 1: the one before it, as A1111's "clip skip 2"
     padding: str = "full"  # full: prompts fill the text encoder's length, as at inference | longest: of the batch
     attention: str = "sdpa"  # sdpa (PyTorch's own) | xformers
     resolution: int = 64  # side of the square training crop, in pixels
+    train: list[str] = field(default_factory=lambda: ["unet", "text_encoder"])  # what adapter.train is unless given
     lr: float = 1e-6  # of the weights themselves
     adapter_lr: float = 1e-4  # of adapters, which begin at zero
     inversion_lr: float = 2e-3  # of rows of new words
@@ -31,6 +33,8 @@ class Model:
     precision: str = "fp32"
     num_prior_images: int = 50
     guidance: float = 7.5  # classifier-free guidance scale for class images and samples
+    sampler: str = "ddim"  # of class images and samples; of flow matching: flow_euler
+    eval_sampler: str = "dpm++"  # of the evaluation's pictures
     gradient_checkpointing: bool = False  # less memory, about a third slower
     prompts: list[str] = field(default_factory=list)  # what to sample; {token} and {class_word} are filled in
     eval_prompts: str = "paper"  # a key of dreamlab.prompt_sets.SETS, or paper: for objects or live subjects
@@ -102,6 +106,7 @@ class Objective:
     loss: str = "l2"  # l2 | huber
     huber_delta: float = 0.1  # huber: errors above it count linearly
     min_snr_gamma: float | None = None  # 5 is usual; null: every timestep weighs the same
+    timesteps: str | None = None  # how often each is drawn: uniform | logit_normal; null: as the model was trained
     noise_offset: float = 0.0  # 0.05-0.1 lets the model learn very dark and very bright pictures
     zero_terminal_snr: bool = False  # rescale the noise schedule so that its last step is noise alone; v prediction
 
@@ -132,13 +137,14 @@ class Trainer:
 class Sampling:
     """How samples are drawn from the base and the tuned model."""
 
-    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler
+    sampler: str = "ddim"  # ddim | pndm | lms | dpm++ | euler | flow_euler, the only one of flow matching
     steps: int = 20
     guidance: float = 7.5
     negative_prompt: str = ""
     seed: int = 52362  # image k of a prompt uses seed + k
     images_per_prompt: int = 1
     batch_size: int = 4  # images sampled at a time
+    compile: bool = False  # the denoiser, for whatever is drawn, class images and evaluations too
 
 
 @dataclass
@@ -154,7 +160,7 @@ class Eval:
     images_per_prompt: int = 1
     moments: int = 2  # evaluations, evenly spaced, the last one at the end
     at: list[int] = field(default_factory=list)  # further updates to evaluate at
-    sampler: str = "dpm++"
+    sampler: str | None = None  # null: what draws with the model in few steps: dpm++, of flow matching flow_euler
     steps: int = 20
     guidance: float = 7.5
     seed: int = 7  # image k of a prompt uses seed + k
@@ -202,7 +208,7 @@ class Train:
     count: str = "updates"  # what `steps` counts: updates | micro_batches, the tutorial's
     prompts: list[str] = field(default_factory=list)
     sample_every: int | None = None  # updates; null: only before and after
-    save_every: int | None = None  # updates between resume states; null: a quarter of steps
+    save_every: int | None = None  # updates between resume states; null: as often as five minutes have passed
     keep_states: int = 1  # resume states kept: the newest n
     snapshot_every: int | None = None  # updates between small fp16 snapshots; null: where the run is evaluated
     keep_snapshots: int | None = None  # the newest n; null: all

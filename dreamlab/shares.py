@@ -13,9 +13,16 @@ from torch import Tensor
 SHARDED_PRECISION: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
+def norm_of(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of some tensors together, a float32 scalar, whatever their dtype."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients), 2, torch.float32)))
+
+
 def total_norm(weights: Sequence[Tensor], are_shares: bool) -> Tensor:
     """The norm of all gradients together, a scalar; of every process's share where that is what `weights` are."""
-    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    norm = norm_of([weight.grad for weight in weights if weight.grad is not None])
     if not are_shares:
         return norm
     squared = norm.to(weights[0].device).square()

@@ -1,9 +1,10 @@
-"""Key names of the original Stable Diffusion checkpoints: the one-file layout that A1111 and ComfyUI read.
+"""Key names of the original Stable Diffusion checkpoints, 1, 2 and XL: the one-file layout of A1111 and ComfyUI.
 
 diffusers names networks by folder and block; the original checkpoint puts all of them into one flat list. The two
 layouts hold the same numbers, but for three things: the VAE's attention is a 1x1 convolution there and linear here,
-OpenCLIP's attention (Stable Diffusion 2) has query, key and value in one matrix, and a published file carries its
-noise schedule. `to_single_file` maps one way; diffusers' own `from_single_file` maps back. Called by export.py.
+OpenCLIP's attention (Stable Diffusion 2 and XL) has query, key and value in one matrix, and a published file of 1 or 2
+carries its noise schedule. `to_single_file` maps one way; diffusers' own `from_single_file` maps back. Called by
+export.py.
 """
 
 import re
@@ -20,6 +21,7 @@ _RESNET = {
 }  # fmt: skip
 _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
@@ -102,10 +104,11 @@ def convert_clip(state: State) -> State:
 
 
 def convert_open_clip(state: State, published_layers: int = 24) -> State:
-    """Stable Diffusion 2's text encoder: OpenCLIP's names, query, key and value in one matrix.
+    """The text encoder of Stable Diffusion 2 and XL's second: OpenCLIP's names, query, key and value in one matrix.
 
-    diffusers drops the layers after the one that Stable Diffusion reads, the projection and the temperature. A
+    diffusers drops the layers after the one that Stable Diffusion 2 reads, its projection and the temperature. A
     published file has them, and no program uses them: zeros, an identity and OpenCLIP's initial ln(1 / 0.07) stand in.
+    XL reads the projection, whose matrix is the other way round there.
     """
     state = _bare(state)
     ends = {
@@ -127,7 +130,8 @@ def convert_open_clip(state: State, published_layers: int = 24) -> State:
         unused = {key[len(last) :]: weight for key, weight in converted.items() if key.startswith(last)}
         converted |= {f"model.transformer.resblocks.{layer}.{key}": torch.zeros_like(w) for key, w in unused.items()}
     width = state["final_layer_norm.weight"].shape[0]
-    converted["model.text_projection"] = torch.eye(width)
+    projection = state.get("text_projection.weight")
+    converted["model.text_projection"] = torch.eye(width) if projection is None else projection.T
     converted["model.logit_scale"] = torch.tensor(1 / 0.07).log()
     return converted
 
@@ -162,3 +166,14 @@ def to_single_file(unet: State, vae: State, text_encoder: State, alphas_cumprod:
     leftovers = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(0, dtype=torch.int32)}
     named = {f"{room}.{key}": weight for room, state in rooms.items() for key, weight in state.items()}
     return {**named, **noise_schedule(alphas_cumprod), **leftovers}
+
+
+def to_single_file_xl(parts: Mapping[str, State]) -> State:
+    """All weights of an SDXL, by part, under the names of its original checkpoint; no noise schedule is in there."""
+    rooms = {
+        "model.diffusion_model": convert_unet(parts["unet"]),
+        "first_stage_model": convert_vae(parts["vae"]),
+        "conditioner.embedders.0": convert_clip(parts["text_encoder"]),
+        "conditioner.embedders.1": convert_open_clip(parts["text_encoder_2"], published_layers=0),
+    }
+    return {f"{room}.{key}": weight for room, state in rooms.items() for key, weight in state.items()}

@@ -11,7 +11,7 @@ is also what their run leaves in model/. A snapshot stands wherever a model can 
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dreamlab import adapter_files, embedding_files, inversion
 from dreamlab.errors import UserError
-from dreamlab.low_rank import file_name, fill, insert, layer_of, low_rank_of, merge
+from dreamlab.low_rank import LowRank, file_name, fill, insert, layer_of, low_rank_of, merge
 from dreamlab.models import PLAIN, Family, Options, load
 from dreamlab.runs import write_json
 from dreamlab.schema import Model
@@ -40,6 +40,14 @@ def base_of(model: Model) -> dict[str, str | None]:
         if named[key] and Path(named[key]).expanduser().exists():
             named[key] = str(Path(named[key]).expanduser().resolve())
     return named
+
+
+def origin_of(model: Model, zero_terminal_snr: bool, adapter: LowRank | None) -> dict[str, Any]:
+    """What a snapshot says of where it comes from: the base model, how that was used, the adapter beside it."""
+    used = {
+        "zero_terminal_snr": zero_terminal_snr, "without": model.without, "adapter": adapter and asdict(adapter),
+    }  # fmt: skip
+    return {"base": base_of(model), **{key: value for key, value in used.items() if value}}
 
 
 def write_snapshot(
@@ -103,6 +111,8 @@ def load_snapshot(
         base["config"] = config
     if about.get("zero_terminal_snr"):  # a pipeline would have it in its scheduler
         options = replace(options, zero_terminal_snr=True)
+    if about.get("without"):
+        options = replace(options, without=tuple(about["without"]))
     try:
         model = load(**base, options=options)
     except UserError as error:

@@ -32,7 +32,7 @@ from dreamlab.stopwatch import Clock, Stopwatch, finish, forget_peak, held_gib, 
 from dreamlab.subject import Subject
 
 Row = dict[str, Any]
-PARTS = (["unet"], ["unet", "text_encoder"])  # what the plain loop can train
+PLAIN_FAMILY, PARTS = "stable_diffusion", (["unet"], ["unet", "text_encoder"])  # what the plain loop can train
 _flops: dict["Work", int] = {}
 
 
@@ -80,7 +80,10 @@ def train_plainly(config: Train, subject: Subject, warmup: int, updates: int) ->
     """The same with the plain loop, which knows fewer settings."""
     began, device = time.perf_counter(), pick_device(config.device)
     if config.precision not in DTYPES or config.accumulate > 1 or not _trains_parts(config):
-        raise UserError("The plain loop knows precision=fp32|bf16|fp16, accumulate=1 and adapter.train=[unet] or both.")
+        raise UserError(
+            "The plain loop knows precision=fp32|bf16|fp16, accumulate=1 and, of Stable Diffusion 1 or 2,"
+            " adapter.train=[unet] or both."
+        )
     forget_peak(device)
     loop, work = _loop(config, device, config.model.gradient_checkpointing), _work(config)
     concept = subject.concepts[0]
@@ -121,10 +124,10 @@ def with_roofline(row: Row, config: Train) -> Row:
 
 def draw_ours(config: Train, draws: Draws, repeats: int) -> Row:
     """Pictures through the function that every sample of dreamlab comes from."""
-    device, model = pick_device(config.device), assemble.base_model(config)
+    device, model, side = pick_device(config.device), assemble.base_model(config), config.resolution
 
     def once(steps: int) -> None:
-        sampler = Sampler(draws.sampler, steps, config.sampling.guidance, "", config.resolution, config.resolution)
+        sampler = Sampler(draws.sampler, steps, config.sampling.guidance, "", side, side, draws.compile)
         draw(
             model, ["a photo of a dog"] * draws.batch_size, range(draws.batch_size), sampler, device=device,
             precision=config.precision, batch_size=draws.batch_size, on_image=lambda *_: None,
@@ -135,6 +138,10 @@ def draw_ours(config: Train, draws: Draws, repeats: int) -> Row:
 
 def draw_plainly(config: Train, draws: Draws, repeats: int) -> Row:
     """Pictures by calling diffusers' pipeline."""
+    if config.model.family != PLAIN_FAMILY:
+        raise UserError(
+            f"Plain rows are of Stable Diffusion 1 and 2, not {config.model.family}. Leave them out: only=."
+        )
     device = pick_device(config.device)
     pipe: Any = plain_pipeline(find(config.model.source), config.precision, device)
     pipe.scheduler = make_scheduler(draws.sampler, pipe.scheduler.config)
@@ -169,7 +176,8 @@ def _timed(laps_ms: list[float]) -> Row:
 
 def _trains_parts(config: Train) -> bool:
     """Whether it trains what the plain loop can."""
-    return config.adapter.kind == "full" and config.adapter.train in PARTS
+    is_plain = config.adapter.kind == "full" and config.model.family == PLAIN_FAMILY
+    return is_plain and config.adapter.train in PARTS
 
 
 def _work(config: Train) -> Work:

@@ -26,6 +26,7 @@ from dreamlab import prompts
 from dreamlab.errors import UserError
 from dreamlab.identifiers import LETTERS, Reading, Vocabulary, doubt, shortlist
 from dreamlab.models import Family
+from dreamlab.models.families import sampler_of
 from dreamlab.photos import Region, crop
 from dreamlab.prior import recipe_key, recipe_of, reference_images
 from dreamlab.probes import Grid, Probe
@@ -67,7 +68,7 @@ class Trial:
     def __init__(self, model: Family, class_word: str, device: torch.device, cache_dir: Path, guidance: float) -> None:
         self.model, self.class_word, self.device, self.cache_dir = model, class_word, device, cache_dir
         side = model.default_resolution()
-        self.sampler = Sampler("ddim", 20, guidance, "", side, side)
+        self.sampler = Sampler(sampler_of(model.family), 20, guidance, "", side, side)
         self.vocabulary = Vocabulary(model)
         self._grid: Grid | None = None
         self._pulls: dict[str, float] = {}

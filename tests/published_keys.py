@@ -109,16 +109,16 @@ def clip() -> Shapes:
     return keys
 
 
-def open_clip() -> Shapes:
-    """OpenCLIP ViT-H/14's text tower."""
-    keys: Shapes = {"model.token_embedding.weight": (49408, 1024), "model.positional_embedding": (77, 1024)}
-    keys |= {"model.text_projection": (1024, 1024), "model.logit_scale": (), **pair("model.ln_final", 1024)}
-    for layer in range(24):
+def open_clip(width: int = 1024, layers: int = 24) -> Shapes:
+    """OpenCLIP's text towers: ViT-H/14's, or of 1280 and 32 ViT-bigG/14's."""
+    keys: Shapes = {"model.token_embedding.weight": (49408, width), "model.positional_embedding": (77, width)}
+    keys |= {"model.text_projection": (width, width), "model.logit_scale": (), **pair("model.ln_final", width)}
+    for layer in range(layers):
         name = f"model.transformer.resblocks.{layer}"
-        keys |= {f"{name}.attn.in_proj_weight": (3072, 1024), f"{name}.attn.in_proj_bias": (3072,)}
-        keys |= pair(f"{name}.attn.out_proj", 1024, 1024)
-        keys |= pair(f"{name}.mlp.c_fc", 4096, 1024) | pair(f"{name}.mlp.c_proj", 1024, 4096)
-        keys |= pair(f"{name}.ln_1", 1024) | pair(f"{name}.ln_2", 1024)
+        keys |= {f"{name}.attn.in_proj_weight": (3 * width, width), f"{name}.attn.in_proj_bias": (3 * width,)}
+        keys |= pair(f"{name}.attn.out_proj", width, width)
+        keys |= pair(f"{name}.mlp.c_fc", 4 * width, width) | pair(f"{name}.mlp.c_proj", width, 4 * width)
+        keys |= pair(f"{name}.ln_1", width) | pair(f"{name}.ln_2", width)
     return keys
 
 
@@ -138,3 +138,52 @@ def published(version: int) -> Shapes:
     }
     keys = {f"{room}.{name}": shape for room, names in rooms.items() for name, shape in names.items()}
     return {**keys, **dict.fromkeys(BUFFERS, (1000,)), "model_ema.decay": (), "model_ema.num_updates": ()}
+
+
+def transformer_xl(name: str, width: int, depth: int) -> Shapes:
+    """SDXL's: linear ends, several blocks."""
+    one = transformer(name, width, 2048, is_linear=True)
+    first = f"{name}.transformer_blocks.0."
+    return {
+        key.replace(first, f"{name}.transformer_blocks.{block}."): shape
+        for key, shape in one.items() for block in (range(depth) if key.startswith(first) else (0,))
+    }  # fmt: skip
+
+
+def unet_xl() -> Shapes:
+    widths, depths = (320, 640, 1280), (0, 2, 10)
+    keys = {**pair("time_embed.0", 1280, 320), **pair("time_embed.2", 1280, 1280)}
+    keys |= {**pair("label_emb.0.0", 1280, 2816), **pair("label_emb.0.2", 1280, 1280)}
+    keys |= pair("input_blocks.0.0", 320, 4, 3, 3)
+    channels, place, skips = 320, 1, [320]
+    for level, width in enumerate(widths):
+        for _ in range(2):
+            keys |= res_block(f"input_blocks.{place}.0", channels, width)
+            keys |= transformer_xl(f"input_blocks.{place}.1", width, depths[level]) if depths[level] else {}
+            channels, place = width, place + 1
+            skips.append(width)
+        if level < 2:
+            keys |= pair(f"input_blocks.{place}.0.op", width, width, 3, 3)
+            place += 1
+            skips.append(width)
+    keys |= res_block("middle_block.0", 1280, 1280) | transformer_xl("middle_block.1", 1280, 10)
+    keys |= res_block("middle_block.2", 1280, 1280)
+    place = 0
+    for level in (2, 1, 0):
+        width, depth = widths[level], depths[level]
+        for layer in range(3):
+            keys |= res_block(f"output_blocks.{place}.0", channels + skips.pop(), width)
+            keys |= transformer_xl(f"output_blocks.{place}.1", width, depth) if depth else {}
+            if level and layer == 2:
+                keys |= pair(f"output_blocks.{place}.2.conv", width, width, 3, 3)
+            channels, place = width, place + 1
+    return {**keys, **pair("out.0", 320), **pair("out.2", 4, 320, 3, 3)}
+
+
+def published_xl() -> Shapes:
+    """Every key of sd_xl_base_1.0 with its shape: no noise schedule, no leftovers."""
+    rooms = {
+        "model.diffusion_model": unet_xl(), "first_stage_model": vae(), "conditioner.embedders.0": clip(),
+        "conditioner.embedders.1": open_clip(1280, 32),
+    }  # fmt: skip
+    return {f"{room}.{name}": shape for room, names in rooms.items() for name, shape in names.items()}

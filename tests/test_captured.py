@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import bitsandbytes
 import pytest
 import torch
 from conftest import Settings
@@ -16,6 +17,7 @@ from dreamlab.resume import Start
 from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Train
+from dreamlab.stepping import stepping
 from dreamlab.train import train
 
 Weights = dict[str, torch.Tensor]
@@ -29,7 +31,7 @@ def fitted(config: Train, folder: Path, is_captured: bool) -> tuple[RunDirectory
     learning.add_words(config, subject, model)
     sets, module = feed.image_sets(config, subject, model), assemble.module(config, model)
     device = next(module.trained.parameters()).device
-    captured = Captured(config.precision, device, config.max_grad_norm) if is_captured else None
+    captured = Captured(config.precision, device, config.max_grad_norm, config.seed) if is_captured else None
     module.captured = captured
     state = run.states()[0] if run.states() else None
     start = Start("s", state, int(run.status()["update"])) if state else start
@@ -45,6 +47,8 @@ def are_near(one: Weights, other: Weights, most: float) -> bool:
 VARIANTS = (
     (), ("adapter.train=[unet]",), ("schedule=constant_with_warmup", "schedule.warmup=3"),
     ("objective.min_snr_gamma=5", "objective.noise_offset=0.1", "prior_weight=0"), ("max_grad_norm=null", "ema=0.5"),
+    ("optimizer=adamw8bit", "precision=bf16"), ("optimizer=adamw8bit", "precision=bf16_pure"),
+    ("optimizer=prodigy",),
 )  # fmt: skip
 
 
@@ -52,11 +56,19 @@ VARIANTS = (
 def test_a_replayed_update_is_the_plain_one(settings: Settings, tmp_path: Path, words: tuple[str, ...]) -> None:
     config = settings("steps=4", "lr=1e-4", *words)
     plain, ours = fitted(config, tmp_path / "plain", False), fitted(config, tmp_path / "ours", True)
+    near = {"fp32": 1e-4, "bf16": 2e-3, "bf16_pure": 3e-2}[config.precision]
     for row, other in zip(ours[0].read_metrics(), plain[0].read_metrics(), strict=True):
         assert row.keys() == other.keys()
         for key in ("train/loss", "train/grad_norm", "train/lr_unet"):
-            assert row[key] == pytest.approx(other[key], rel=1e-4), key
-    assert are_near(ours[1], plain[1], 2e-5)  # fused AdamW rounds differently, and early updates are of lr's size
+            assert row[key] == pytest.approx(other[key], rel=near), key
+    if config.precision == "fp32":
+        assert are_near(ours[1], plain[1], 2e-5)  # fused AdamW rounds differently, and early updates are of lr's size
+    else:  # here and there a weight is rounded the other way, to 8 bits or to bfloat16
+        apart = sum(float((ours[1][name] - weight).float().abs().sum()) for name, weight in plain[1].items())
+        assert (
+            apart / sum(weight.numel() for weight in plain[1].values())
+            < {"bf16": 3e-5, "bf16_pure": 2e-4}[config.precision]
+        )
 
 
 def test_a_replayed_run_goes_on_from_a_plain_ones_state_and_the_other_way(settings: Settings, tmp_path: Path) -> None:
@@ -68,20 +80,50 @@ def test_a_replayed_run_goes_on_from_a_plain_ones_state_and_the_other_way(settin
         assert are_near(weights, whole, 2e-5)
 
 
+def test_gradients_kept_in_half_precision_are_autocasts_own_to_the_bit(settings: Settings) -> None:
+    config, subject = check(settings("precision=bf16"))
+    model = assemble.base_model(config)
+    module = assemble.module(config, model)
+    batches = feed.batches(config, feed.image_sets(config, subject, model), Start("s"), module)
+    grads = []
+    for optimizer in (torch.optim.AdamW(module.parameters()), bitsandbytes.optim.AdamW8bit(module.parameters())):
+        way = stepping(optimizer, module.trained, torch.device("cpu"), None, None, torch.bfloat16, None)
+        way.clear(optimizer)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = module.loss(next(iter(batches))).total
+        loss.backward()
+        kept = getattr(way, "kept", {})
+        grads.append([kept.get(w, w.grad) for w in module.parameters() if w.grad is not None or w in kept])
+        way.release()
+    assert len(grads[0]) == len(grads[1]) and all(
+        torch.equal(one, other.float()) for one, other in zip(*grads, strict=True)
+    )
+    halved = sum(one.numel() for one in grads[1] if one.dtype == torch.bfloat16)
+    assert halved > 0.9 * sum(one.numel() for one in grads[0])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_on_a_gpu_a_graph_follows_the_plain_loss_curve(settings: Settings, tmp_path: Path, precision: str) -> None:
-    config = settings("steps=30", "lr=2e-5", f"precision={precision}", "device=cuda")
-    plain, ours = (fitted(config, tmp_path / name, name == "ours")[0].read_metrics() for name in ("plain", "ours"))
-    tolerance = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}[precision]
-    assert [row["train/loss"] for row in ours] == pytest.approx([row["train/loss"] for row in plain], rel=tolerance)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16_pure"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_on_a_gpu_a_graph_follows_the_plain_loss_curve(
+    settings: Settings, tmp_path: Path, precision: str, optimizer: str
+) -> None:
+    config = settings("steps=30", "lr=1e-4", f"precision={precision}", f"optimizer={optimizer}", "device=cuda")
+    (plain, slow), (ours, fast) = (fitted(config, tmp_path / name, name == "ours") for name in ("plain", "ours"))
+    losses = [[row["train/loss"] for row in run.read_metrics()] for run in (plain, ours)]
+    tolerance = {"fp32": 1e-2, "bf16": 5e-2, "fp16": 3e-2, "bf16_pure": 8e-2}[precision]
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    with torch.no_grad():  # and the weights have gone as far, also after the recorded update
+        start = assemble.module(config, assemble.base_model(config)).trained.state_dict()
+        ways = [sum((w[name].float() - start[name].cpu().float()).square().sum() for name in w) for w in (slow, fast)]
+    assert float(ways[1]) == pytest.approx(float(ways[0]), rel=0.1)
 
 
 def test_what_cannot_be_recorded_is_said(settings: Settings) -> None:
     assert obstacle(settings()) is None
     for word, told in (
-        ("accumulate=2", "accumulate"), ("data.crop=random", "random crops"), ("precision=bf16_pure", "bf16_pure"),
+        ("accumulate=2", "accumulate"), ("data.crop=random", "random crops"),
         ("prior=distill", "distill"), ("text_encoder_stop=1", "text_encoder_stop"), ("data.buckets=true", "shapes"),
     ):  # fmt: skip
         assert told in str(obstacle(settings(word)))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_captured import are_near, fitted
 from test_exact import differences, state_of
 from test_lora import pictures
-from tiny_models import save_tiny
+from tiny_models import save_tiny, save_tiny_xl
 
 from dreamlab import assemble, embedding_files, feed, inversion, learning
 from dreamlab.captured import obstacle
@@ -46,8 +46,7 @@ Taught = Callable[[str], RunDirectory]
 
 def text_of(model: Family, prompt: str) -> torch.Tensor:
     with torch.no_grad():
-        hidden: torch.Tensor = model.encode_text(model.tokenize([prompt]))
-    return hidden
+        return model.encode_text(model.tokenize([prompt]))["hidden"]
 
 
 def teach(model: Family, initializer: str, vectors: int = 1, token: str = "zwx") -> None:
@@ -181,6 +180,13 @@ def test_going_on_changes_nothing_on_either_side_of_the_switch(
     assert are_identical(weights_of(resumed), weights_of(run))
 
 
+@pytest.mark.parametrize("changed", ["adapter.train=[unet]", "adapter.embedding_lr=1e-4", "adapter.switch_step=3"])
+def test_going_on_with_what_would_learn_otherwise_is_refused(taught: Taught, train_run: TrainRun, changed: str) -> None:
+    words = (*WAYS["full"], *QUICK, changed, f"resume={taught('full').state(2)}")
+    with pytest.raises(UserError, match=f"cannot be continued with these settings: {changed.split('=')[0]} "):
+        train_run(*words)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_snapshots_are_the_run_so_far(taught: Taught, way: str) -> None:
     run = taught(way)
@@ -293,11 +299,25 @@ def test_two_subjects_have_a_file_each(train_run: TrainRun, tmp_path: Path) -> N
         export(Export(run=str(run.path), out=str(tmp_path / "x.safetensors"), format="embedding"))
 
 
-def test_a_model_of_several_encoders_has_their_keys_in_its_file(tmp_path: Path) -> None:
-    rows = {"text_encoder": torch.randn(2, 3), "text_encoder_2": torch.randn(2, 5)}
-    embedding_files.write(tmp_path / "zwx.safetensors", "zwx", rows)
-    assert load_file(tmp_path / "zwx.safetensors").keys() == {"clip_l", "clip_g"}
-    assert are_identical(embedding_files.read(tmp_path / "zwx.safetensors", "zwx"), rows)
+def test_a_model_of_two_encoders_has_rows_in_both(train_run: TrainRun, tmp_path: Path) -> None:
+    source = save_tiny_xl(tmp_path / "xl")
+    words = ("model=sdxl", f"model.source={source}", "model.variant=null", "precision=fp32")
+    run = train_run(*WAYS["inversion"], *QUICK, "steps=1", *words)
+    rows = load_file(run.model / "zwx.safetensors")
+    assert {key: tuple(weight.shape) for key, weight in rows.items()} == {"clip_l": (2, 32), "clip_g": (2, 64)}
+    ours, pipe = (load("sdxl", str(path)).pipeline() for path in (run.model, source))
+    for suffix, key in (("", "clip_l"), ("_2", "clip_g")):
+        places = {name: getattr(pipe, f"{name}{suffix}") for name in ("tokenizer", "text_encoder")}
+        pipe.load_textual_inversion(rows[key], token="zwx", **places)
+    np.testing.assert_allclose(small(pipe), small(ours), rtol=0, atol=1e-4)
+
+
+def small(pipe: Any) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    drawn = torch.Generator().manual_seed(1)
+    chosen: Any = {"num_inference_steps": 2, "generator": drawn, "height": 32, "width": 32, "output_type": "np"}
+    images: np.ndarray = pipe("a photo of a zwx dog", **chosen).images
+    return images
 
 
 def test_replayed_inversions_are_the_plain_ones(settings: Settings, tmp_path: Path) -> None:
@@ -350,6 +370,7 @@ def composed(settings: Settings) -> Callable[[str], Train]:
         (PIVOTAL, ["steps=1"], ("steps=1", "two halves")),
         (PIVOTAL, ["adapter.then=lorra"], ("adapter.then=lorra", "Did you mean 'lora'?")),
         (PIVOTAL, ["adapter.then=full"], ("adapter.rank=8", "Use adapter=pivotal_full")),
+        (TEXTUAL, ["model.family=stable_diffusion_3", "model.source=some/model"], ("read no new words", "Use lora")),
         (PIVOTAL, ["text_encoder_stop=1"], ("text_encoder_stop=1 comes before adapter.switch_step=1",)),
         (
             PIVOTAL,

@@ -27,7 +27,7 @@ SGD = {"_target_": "torch.optim.SGD"}  # moves in proportion to the gradient; Ad
 
 def reference_loss(model: Any, batch: Batch, prompts: tuple[str, str], seed: int, prior_weight: float) -> Tensor:
     """The DreamBooth loss of a batch of pixels, written down plainly with diffusers' own parts."""
-    scheduler = DDPMScheduler.from_config(model.scheduler.config, prediction_type=model.prediction_type)
+    scheduler = DDPMScheduler.from_config(model.scheduler.config, prediction_type=model.schedule.prediction_type)
     drawn = (seed, batch.update, batch.samples, batch.is_prior.tolist())
     posterior = model.vae.encode(batch.pixel_values).latent_dist
     shape = posterior.mean.shape[1:]
@@ -39,7 +39,7 @@ def reference_loss(model: Any, batch: Batch, prompts: tuple[str, str], seed: int
     captions = [prompts[is_prior] for is_prior in batch.is_prior.tolist()]
     ids = model.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     pred = model.unet(noisy, steps, model.text_encoder(ids)[0]).sample
-    wanted = noise if model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, steps)
+    wanted = noise if model.schedule.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, steps)
     size = len(batch.samples) // 2  # the instance samples stand first
     return mse_loss(pred[:size], wanted[:size]) + prior_weight * mse_loss(pred[size:], wanted[size:])
 
@@ -84,7 +84,7 @@ def test_loss_and_every_gradient_are_the_references(
 ) -> None:
     config = settings("data.crop=random", f"batch_size={batch_size}", f"prior_weight={prior_weight}")
     model, sets, module, prompts = prepared(config)
-    model.prediction_type = prediction_type
+    model.schedule = replace(model.schedule, prediction_type=prediction_type)
     batch = next(iter(feed.batches(config, sets, Start(""), module)))
     ours = module.loss(batch).total
     gradients = torch.autograd.grad(ours, list(module.trained.parameters()), materialize_grads=True)

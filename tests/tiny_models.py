@@ -1,4 +1,4 @@
-"""Random models with the shapes of Stable Diffusion 1 and 2, narrow enough to train on a CPU in a test.
+"""Random models with the shapes of Stable Diffusion 1, 2, XL and 3, narrow enough to train on a CPU in a test.
 
 Version 1 predicts epsilon and reads CLIP (quick GELU, convolutions around its attention); version 2 predicts v and
 reads OpenCLIP (GELU, linear layers around its attention, one head per `attention_head_dim` channels).
@@ -8,8 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)  # fmt: skip
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)  # fmt: skip
 
 from dreamlab.models import BUNDLED
 
@@ -69,4 +87,87 @@ def save_tiny(version: int, folder: Path, dtype: torch.dtype = torch.float32) ->
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
     pipe.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def tokenizer_of_77() -> CLIPTokenizer:
+    """Pocket's words, as many of them in a prompt as CLIP reads."""
+    return CLIPTokenizer.from_pretrained(BUNDLED["pocket"], subfolder="tokenizer", model_max_length=77)
+
+
+def clip(tokenizer: CLIPTokenizer, layers: int, width: int = 32, **changes: Any) -> CLIPTextConfig:
+    """A text tower of a tokenizer's words; diffusers tells SDXL's two apart by their widths."""
+    shape: dict[str, Any] = {
+        "hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2, "num_hidden_layers": layers,
+        "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": 0, "projection_dim": width,
+    }  # fmt: skip
+    return CLIPTextConfig(**{**shape, **changes})
+
+
+def second_tokenizer() -> CLIPTokenizer:
+    """The same, padded with another token, as the second ones of SDXL and Stable Diffusion 3 are."""
+    tokenizer = tokenizer_of_77()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def unet_xl() -> UNet2DConditionModel:
+    """SDXL's: three levels, none of the text on the first, two transformer blocks deep on the last."""
+    return UNet2DConditionModel(
+        sample_size=8, norm_num_groups=4, block_out_channels=(32, 32, 64), attention_head_dim=(1, 1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2), cross_attention_dim=32 + 64, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 64,
+    )  # fmt: skip
+
+
+def save_tiny_xl(folder: Path, layers: int = 2) -> Path:
+    """A diffusers folder of a tiny random SDXL; `layers` of its second text encoder."""
+    one, two = tokenizer_of_77(), second_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        pipe = StableDiffusionXLPipeline(
+            unet=unet_xl(), vae=vae(), tokenizer=one, tokenizer_2=two, text_encoder=CLIPTextModel(clip(one, 3)),
+            text_encoder_2=CLIPTextModelWithProjection(clip(two, layers, 64, hidden_act="gelu")),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                timestep_spacing="leading",
+            ),
+            add_watermarker=False,
+        )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """Letters and spaces."""
+    letters = [(letter, -1.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], extra_ids=0)
+
+
+def save_tiny_3(folder: Path, has_t5: bool = True) -> Path:
+    """A diffusers folder of a tiny random Stable Diffusion 3.5, the first of its two blocks with dual attention."""
+    one, two, three = tokenizer_of_77(), second_tokenizer(), t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        t5 = T5Config(
+            d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(three),
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        pipe = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=8, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16,
+                num_attention_heads=2, joint_attention_dim=128, caption_projection_dim=32,
+                pooled_projection_dim=32 + 64, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+            ),
+            vae=vae(latent_channels=16, shift_factor=0.0609, scaling_factor=1.5305, use_quant_conv=False,
+                    use_post_quant_conv=False),
+            text_encoder=CLIPTextModelWithProjection(clip(one, 2)), tokenizer=one,
+            text_encoder_2=CLIPTextModelWithProjection(clip(two, 2, 64, hidden_act="gelu")), tokenizer_2=two,
+            text_encoder_3=T5EncoderModel(t5) if has_t5 else None, tokenizer_3=three if has_t5 else None,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )  # fmt: skip
+    pipe.save_pretrained(folder)
     return folder

@@ -5,18 +5,22 @@ encoders there are, or what the denoiser is called, is the family's own business
 """
 
 import contextlib
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dreamlab.diffusion import NoiseSchedule
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.models.families import FAMILIES, family_in
 from dreamlab.processes import local_rank
 
 BUNDLED = {"pocket": Path(__file__).parent / "pocket"}
+Conditioning = dict[str, Tensor]  # what a denoiser is told of each sample, `(B, ...)` each: hidden, pooled, sizes
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Options:
     clip_skip: int = 0  # text encoder layers left out at the end
     zero_terminal_snr: bool = False  # the noise schedule's last step is noise alone
     encode_with_own_vae: bool = False  # another VAE draws, but photos are encoded by the model's own
+    without: tuple[str, ...] = ()  # parts that were left out
 
 
 PLAIN = Options()
@@ -34,8 +39,8 @@ PLAIN = Options()
 class Family(Protocol):
     """A loaded model. Networks are float32 when loaded; latents are already multiplied by the scaling factor."""
 
-    prediction_type: str
-    alphas_cumprod: Tensor  # (num_train_timesteps,) float32
+    family: ClassVar[str]  # its key in FAMILIES
+    schedule: NoiseSchedule
     options: Options
     fingerprint: str  # hash of every weight as it was loaded; "" where nobody has taken it
 
@@ -48,7 +53,11 @@ class Family(Protocol):
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids `(B, L)` int64, padded or cut to the text encoder's full length."""
+        """Token ids `(B, L)` int64, padded or cut to the text encoders' full length, one encoder's after another's."""
+        ...
+
+    def max_tokens(self) -> int:
+        """How many tokens of a prompt are read; of what goes on, only a part or nothing."""
         ...
 
     def count_tokens(self, prompt: str) -> int:
@@ -75,12 +84,16 @@ class Family(Protocol):
         """How many pixels of an image's side one latent stands for."""
         ...
 
-    def encode_text(self, input_ids: Tensor) -> Any:
-        """What `predict` takes as conditioning, from token ids `(B, L)`."""
+    def encode_text(self, input_ids: Tensor) -> Conditioning:
+        """What `predict` is told of the prompts, from token ids `(B, L)`."""
         ...
 
-    def encode_frozen_text(self, input_ids: Tensor) -> Any:
-        """The same from an encoder that doesn't learn, which may leave the GPU afterwards."""
+    def encode_frozen_text(self, input_ids: Tensor) -> Conditioning:
+        """The same from encoders that don't learn, which may leave the GPU afterwards."""
+        ...
+
+    def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        """What the pipeline calls text that has been encoded already, to draw with."""
         ...
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +104,11 @@ class Family(Protocol):
         """Side of the square images that the model was trained on, in pixels."""
         ...
 
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, text: Any) -> Tensor:
-        """The denoiser's output `(B, C, h, w)` for `timesteps` `(B,)`."""
+    def predict(self, noisy_latents: Tensor, told: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output `(B, C, h, w)` for `schedule.told` of some timesteps, `(B,)`.
+
+        Beside what `encode_text` gives there may be `sizes` `(B, 6)`, photos.micro_conditioning of each sample.
+        """
         ...
 
     def pipeline(self, scheduler: Any | None = None) -> Any:
@@ -138,6 +154,16 @@ def find(source: str) -> str:
     return str(folder)
 
 
+def family_of(source: str) -> str:
+    """The family of anything that `load` takes, a snapshot's being its base's."""
+    folder = Path(source).expanduser()
+    if is_snapshot(folder):
+        from dreamlab.snapshots import read_about
+
+        return str(read_about(folder)["base"]["family"])
+    return family_in(find(source))
+
+
 def is_single_file(source: str) -> bool:
     """Whether `source` is a checkpoint in one file, as A1111 and ComfyUI keep them."""
     return source.lower().endswith((".safetensors", ".ckpt")) and Path(source).expanduser().is_file()
@@ -161,10 +187,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def load(
-    family: str, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None,
+    family: str | None, source: str, revision: str | None = None, variant: str | None = None, vae: str | None = None,
     config: str | None = None, options: Options = PLAIN,
 ) -> Family:  # fmt: skip
-    """Load a model of a known family in float32; UserError where it cannot be found.
+    """Load a model in float32, of a known family or of the one that it says itself; UserError where it can't be found.
 
     `config` is for single files only: the diffusers folder or hub id that holds their tokenizer and shapes. A snapshot
     says itself which family and base it is of.
@@ -173,15 +199,18 @@ def load(
         from dreamlab.snapshots import load_snapshot
 
         return load_snapshot(Path(source).expanduser(), vae, config, options)
-    from dreamlab.models.stable_diffusion import StableDiffusion
     from dreamlab.quiet import quiet_imported_libraries
 
     quiet_imported_libraries()
-
-    families = {"stable_diffusion": StableDiffusion}
-    if family not in families:
-        raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, families)}")
-    made = families[family]
+    made = family_class(family or family_in(find(source), revision))
     if is_single_file(source):
         return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
     return made.load(find(source), revision, variant, find(vae) if vae else None, options)
+
+
+def family_class(name: str) -> Any:
+    """The class of a family, imported now."""
+    if name not in FAMILIES:
+        raise UserError(f"model.family={name}: unknown family.{did_you_mean(name, FAMILIES)}")
+    module, _, made = FAMILIES[name].place.rpartition(".")
+    return getattr(importlib.import_module(module), made)

@@ -6,56 +6,21 @@ U-Net predicts (epsilon or v), the noise schedule and the scaling factor are rea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreamlab.diffusion import PREDICTION_TYPES
-from dreamlab.errors import UserError
-from dreamlab.inversion import expanded
-from dreamlab.models import PLAIN, Options
-
-END = "</w>"  # of a token that ends a word
-
-
-def _load_part(part: type, source: str, subfolder: str, revision: str | None, variant: str | None) -> Any:
-    """One component of a diffusers folder, networks in float32; a missing variant falls back to the plain files."""
-    options: dict[str, Any] = {"subfolder": subfolder, "revision": revision}
-    if issubclass(part, nn.Module):
-        key = "dtype" if part is CLIPTextModel else "torch_dtype"  # transformers and diffusers differ
-        options |= {key: torch.float32, "variant": variant, "use_safetensors": None}
-    try:
-        return part.from_pretrained(source, **options)  # type: ignore[attr-defined]
-    except (OSError, ValueError, SafetensorError) as error:
-        if options.get("variant"):
-            return _load_part(part, source, subfolder, revision, None)
-        where = "folder" if Path(source).is_dir() else "hub model"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
-
-
-def _needs_own_vae(vae: str | None, options: Options) -> bool:
-    """Whether a model keeps its own VAE beside another one."""
-    return bool(vae) and options.encode_with_own_vae
-
-
-def _other_vae(source: str) -> AutoencoderKL:
-    """A VAE of its own, from a VAE's or a whole model's folder, or a hub id."""
-    part: AutoencoderKL = _load_part(
-        AutoencoderKL, source, "vae" if (Path(source) / "vae").is_dir() else "", None, None
-    )
-    return part
+from dreamlab.diffusion import NoiseSchedule, diffusion_schedule
+from dreamlab.models import PLAIN, Conditioning, Options, parts
 
 
 @dataclass
 class StableDiffusion:
     """The five components of a Stable Diffusion, as loaded; implements `Family`."""
 
+    family: ClassVar[str] = "stable_diffusion"
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -71,23 +36,13 @@ class StableDiffusion:
         options: Options = PLAIN,
     ) -> "StableDiffusion":  # fmt: skip
         """Load from a diffusers folder or hub id; `vae` replaces the VAE everywhere."""
-        pipeline_config = StableDiffusionPipeline.load_config(source, revision=revision)
-        import diffusers
-
-        scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)
-        if scheduler_class is None:
-            raise UserError(f"The model_index.json of {source!r} names no scheduler: it is no Stable Diffusion model.")
-        scheduler = _load_part(scheduler_class, source, "scheduler", revision, None)
-        if scheduler.config.prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"{source!r} predicts {scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}."
-            )
-        own = _load_part(AutoencoderKL, source, "vae", revision, variant) if _needs_own_vae(vae, options) else None
+        told = parts.told_by(StableDiffusionPipeline, source, revision)
+        scheduler = parts.load_scheduler(source, told, revision)
+        drawing, own = parts.load_vaes(source, revision, variant, vae, options.encode_with_own_vae)
         return cls(
-            unet=_load_part(UNet2DConditionModel, source, "unet", revision, variant),
-            vae=_other_vae(vae) if vae else _load_part(AutoencoderKL, source, "vae", revision, variant),
-            text_encoder=_load_part(CLIPTextModel, source, "text_encoder", revision, variant),
-            tokenizer=_load_part(CLIPTokenizer, source, "tokenizer", revision, None),
+            unet=parts.load_part(UNet2DConditionModel, source, "unet", revision, variant), vae=drawing,
+            text_encoder=parts.load_part(CLIPTextModel, source, "text_encoder", revision, variant),
+            tokenizer=parts.load_part(CLIPTokenizer, source, "tokenizer", revision),
             scheduler=scheduler, options=options, own_vae=own,
         )  # fmt: skip
 
@@ -97,41 +52,21 @@ class StableDiffusion:
         options: Options = PLAIN,
     ) -> "StableDiffusion":  # fmt: skip
         """Load from a single .safetensors or .ckpt file; pickles with anything but tensors in them are refused."""
-        try:
-            pipe = StableDiffusionPipeline.from_single_file(
-                file, config=config, torch_dtype=torch.float32, local_files_only=bool(config and Path(config).is_dir()),
-                safety_checker=None, feature_extractor=None,
-            )  # fmt: skip
-        except Exception as error:  # diffusers, torch and safetensors each raise their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"Could not load the model file {file!r}: {reason} If it is a Stable Diffusion 1 or 2 checkpoint, name"
-                " a diffusers folder or hub id of the same kind: config=... (model.config=... when training)."
-            ) from error
-        own = pipe.vae if _needs_own_vae(vae, options) else None
-        used = _other_vae(vae) if vae else pipe.vae
+        pipe = parts.open_file(
+            StableDiffusionPipeline, file, config, "Stable Diffusion 1 or 2", safety_checker=None,
+            feature_extractor=None,
+        )  # fmt: skip
+        own = pipe.vae if vae and options.encode_with_own_vae else None
+        used = parts.other_vae(vae) if vae else pipe.vae
         return cls(pipe.unet, used, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, options, own)
 
     def __post_init__(self) -> None:
         if self.options.zero_terminal_snr:
-            self._rescale_schedule()
-        layers = self.text_encoder.config.num_hidden_layers
-        if self.options.clip_skip >= layers:
-            raise UserError(f"model.clip_skip={self.options.clip_skip}: the text encoder has only {layers} layers.")
-        schedule = DDPMScheduler.from_config(self.scheduler.config)
-        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.float()
-        self.prediction_type: str = schedule.config.prediction_type
-
-    def _rescale_schedule(self) -> None:
-        """Zero terminal SNR and its trailing timesteps (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
-        if self.scheduler.config.prediction_type == "epsilon":
-            raise UserError(
-                "objective.zero_terminal_snr needs a model that predicts v: from noise alone, epsilon says nothing of"
-                " the picture. Leave it out, or use model=sd21."
-            )
-        self.scheduler = DDIMScheduler.from_config(  # PNDM, which many models come with, can't start from noise alone
-            self.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        )
+            self.scheduler = parts.with_zero_terminal_snr(self.scheduler)
+        parts.check_clip_skip(self.options.clip_skip, self.text_encoder)
+        own = DDPMScheduler.from_config(self.scheduler.config)
+        self.alphas_cumprod: Tensor = own.alphas_cumprod.float()
+        self.schedule: NoiseSchedule = diffusion_schedule(self.alphas_cumprod, own.config.prediction_type)
 
     def parts(self) -> dict[str, nn.Module]:
         """U-Net, VAE and text encoder."""
@@ -143,66 +78,64 @@ class StableDiffusion:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt with its start and end."""
-        return len(self.tokenizer(expanded(self.tokenizer, [prompt])[0]).input_ids)
+        return parts.count_tokens(self.tokenizer, prompt)
 
     def tokenizers(self) -> dict[str, Any]:
         """CLIP's."""
         return {"text_encoder": self.tokenizer}
 
+    def max_tokens(self) -> int:
+        """CLIP's length."""
+        return int(self.tokenizer.model_max_length)
+
     def words(self) -> dict[str, int]:
-        """CLIP's tokens that end a word; ids are in the order in which byte pairs were merged, the frequent first."""
-        vocabulary = self.tokenizer.get_vocab()
-        return {token.removesuffix(END): number for token, number in vocabulary.items() if token.endswith(END)}
+        """CLIP's words."""
+        return parts.words(self.tokenizer)
 
     def pieces(self, word: str) -> list[tuple[str, int]]:
-        """Text and id of a word's tokens, their mark of a word's end left out."""
-        ids = self.tokenizer(word, add_special_tokens=False).input_ids
-        texts = self.tokenizer.convert_ids_to_tokens(ids)
-        return [(text.removesuffix(END), number) for text, number in zip(texts, ids, strict=True)]
+        """A word's tokens of CLIP."""
+        return parts.pieces(self.tokenizer, word)
 
     def token_embeddings(self) -> Tensor:
         """The text encoder's table `(V, d)`."""
-        return self.text_encoder.get_input_embeddings().weight.detach().float().cpu()
+        return parts.token_table(self.text_encoder)
 
     def latent_factor(self) -> int:
         """The VAE's f."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return parts.latent_factor(self.vae)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
-        return self.tokenizer(
-            expanded(self.tokenizer, prompts), padding="max_length", truncation=True,
-            max_length=self.tokenizer.model_max_length, return_tensors="pt",
-        ).input_ids  # fmt: skip
+        """Token ids `(B, 77)`."""
+        return parts.padded_ids(self.tokenizer, prompts)
 
-    def encode_text(self, input_ids: Tensor) -> Tensor:
-        """Hidden states `(B, L, d)` of the last layer, or one before it (`clip_skip`), after the final norm."""
+    def encode_text(self, input_ids: Tensor) -> Conditioning:
+        """`hidden` `(B, L, d)`: the last layer, or one before it (`clip_skip`), after the final norm."""
         skipped = self.options.clip_skip
         if not skipped:
-            return self.text_encoder(input_ids)[0]
+            return {"hidden": self.text_encoder(input_ids)[0]}
         states = self.text_encoder(input_ids, output_hidden_states=True).hidden_states
-        return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(states[-1 - skipped])
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return {"hidden": encoder.final_layer_norm(states[-1 - skipped])}
 
-    def encode_frozen_text(self, input_ids: Tensor) -> Tensor:
-        """The same, on the ids' device, by an encoder that rests on the CPU before and after."""
-        hidden = self.encode_text(input_ids.to(self.text_encoder.device)).to(input_ids.device)
-        self.text_encoder.to("cpu")
-        return hidden
+    def encode_frozen_text(self, input_ids: Tensor) -> Conditioning:
+        """The same, by an encoder that rests on the CPU before and after."""
+        return parts.read_and_rest(self.encode_text, [self.text_encoder], input_ids)
+
+    def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        """The pipeline's words for them."""
+        return {"prompt_embeds": prompts["hidden"], "negative_prompt_embeds": negative["hidden"]}
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the posterior, times the VAE's scaling factor, float32."""
-        vae = self.own_vae or self.vae
-        posterior = vae.encode(pixel_values).latent_dist
-        scale = vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+        return parts.latent_moments(self.own_vae or self.vae, pixel_values)
 
     def default_resolution(self) -> int:
         """The side of the square images that the U-Net was trained on, in pixels."""
         return int(self.unet.config.sample_size * self.latent_factor())
 
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def predict(self, noisy_latents: Tensor, told: Tensor, conditioning: Conditioning) -> Tensor:
         """The U-Net's prediction `(B, C, h, w)`."""
-        return self.unet(noisy_latents, timesteps, encoder_hidden_states=text).sample
+        return self.unet(noisy_latents, told, encoder_hidden_states=conditioning["hidden"]).sample
 
     def pipeline(self, scheduler: Any | None = None) -> StableDiffusionPipeline:
         """The diffusers pipeline over these networks."""

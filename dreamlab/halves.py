@@ -1,0 +1,79 @@
+"""Networks in half precision for as long as pictures are drawn with them.
+
+Under autocast a network's norms compute in float32, and frozen weights are cast anew at every step of a sampler: a
+fifth of the time at Stable Diffusion's size. Weights that are half themselves are spared both. What goes in and comes
+out stays float32, and so does the sampler's arithmetic, which bfloat16 is too coarse for. Afterwards each weight is
+what and where it was. Called by sample.py.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DRAWS_WITH = ("unet", "transformer", "vae")  # of a pipeline's networks; text encoders run once for each prompt
+CALLED_AS = ("forward", "decode")  # what a pipeline calls of them
+
+
+@contextmanager
+def halved(networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
+    """Networks whose weights are `dtype` in the block, and which take and give float32; a VAE is never compiled."""
+    tensors = [one for network in networks for one in (*network.parameters(), *network.buffers())]
+    own = [(one, one.data) for one in tensors if one.is_floating_point()]
+    try:
+        for one, data in own:
+            one.data = data.to(dtype)
+        for network in networks:
+            for name in CALLED_AS:
+                if hasattr(network, name):
+                    plain: Callable[..., Any] = getattr(network, name)
+                    is_denoiser = not hasattr(network, "decode")
+                    call = torch.compile(plain) if is_compiled and is_denoiser else plain
+                    setattr(network, name, _at_the_border(call, dtype))
+        yield
+    finally:
+        for one, data in own:
+            one.data = data
+        for network in networks:
+            for name in CALLED_AS:
+                network.__dict__.pop(name, None)  # the class's own shows again
+
+
+def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """`call` with floating-point tensors cast to `dtype` on the way in and to float32 on the way out.
+
+    But for timesteps, one number a sample, and SDXL's sizes: bfloat16 would tell 997 as 996.
+    """
+
+    def cast(value: Any, to: torch.dtype) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(to) if value.is_floating_point() and value.ndim > 1 else value
+        if isinstance(value, dict):  # also the output classes of diffusers
+            made = {key: one if key == "time_ids" else cast(one, to) for key, one in value.items()}
+            return type(value)(**made) if type(value) is not dict else made
+        return type(value)(cast(one, to) for one in value) if isinstance(value, list | tuple) else value
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        device = next((one.device.type for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return cast(call(*cast(args, dtype), **cast(kwargs, dtype)), torch.float32)
+
+    return called
+
+
+@contextmanager
+def drawing_in(pipe: Any, dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
+    """Have the networks of a diffusers pipeline draw in `dtype`.
+
+    What its family keeps in float32 (models.parts.keep_float32: SDXL's VAE, which overflows in fp16) stays so.
+    """
+    networks = [
+        part for name, part in pipe.components.items()
+        if name in DRAWS_WITH and isinstance(part, nn.Module) and not getattr(part, "stays_float32", False)
+    ]  # fmt: skip
+    if dtype == torch.float32 and not is_compiled:
+        networks = []
+    with halved(networks, dtype, is_compiled):
+        yield
