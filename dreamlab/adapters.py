@@ -1,4 +1,4 @@
-"""Adapters: which weights of a model learn. `full` trains them themselves; those of low_rank.py stand beside them.
+"""Adapters: which weights of a model learn: `full` themselves, those of low_rank.py beside them, or rows of new words.
 
 `adapter.train` names whole parts (`unet`) or subsets of a part's weights (`unet.attention`), several of which add up.
 """
@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamlab import low_rank
+from dreamlab import low_rank, pivotal
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.inversion import Extended
 from dreamlab.low_rank import LowRank
 
-KINDS = ("full", *low_rank.KINDS)
+KINDS = ("full", *low_rank.KINDS, *pivotal.KINDS)
 # Subsets by part: what the names of their weights contain. The parts are those of every family; the VAE never learns.
 _CLIP = {
     "embeddings": r"\bembeddings\.token_embedding\.",
@@ -106,6 +107,31 @@ def add(parts: dict[str, nn.Module], adapter: LowRank, gradient_checkpointing: b
     if gradient_checkpointing:
         for network in trained.values():
             checkpoint_activations(network)
+    return trained
+
+
+def add_rows(
+    parts: dict[str, nn.Module],
+    tables: dict[str, Extended],
+    trained: nn.ModuleDict | None,
+    gradient_checkpointing: bool,
+) -> nn.ModuleDict:
+    """Let the rows of `tables`, by text encoder, learn beside what is `trained`; alone where that is None.
+
+    Alone, they are returned with every network that their gradient passes through.
+    """
+    if trained is None:
+        for part in parts.values():
+            part.requires_grad_(False).eval()
+    through = tables if trained is not None else [name for name in parts if name != "vae"]
+    trained = nn.ModuleDict() if trained is None else trained
+    for name in through:
+        if name not in trained:
+            trained[name] = parts[name].train()
+            if gradient_checkpointing:
+                checkpoint_activations(parts[name])
+    for table in tables.values():
+        table.rows.requires_grad_(True)
     return trained
 
 

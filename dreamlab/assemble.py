@@ -7,22 +7,19 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import bookkeeping, callbacks, checkpoints, loggers, precision, processes, shares
-from dreamlab.adapters import adapt, add
+from dreamlab import bookkeeping, callbacks, checkpoints, learning, loggers, precision, processes, shares
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
 from dreamlab.captured import Captured, compile_parts, obstacle
 from dreamlab.config import build
 from dreamlab.drawn import Drawn
 from dreamlab.dropout import Dropout
-from dreamlab.low_rank import LowRank, adapter_weights
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
@@ -34,7 +31,6 @@ from dreamlab.runs import RunDirectory, environment, write_json, written_whole
 from dreamlab.sample import Sampler, draw
 from dreamlab.schedules import make_schedule
 from dreamlab.schema import Train
-from dreamlab.snapshots import origin_of, write_snapshot
 from dreamlab.subject import Subject
 
 
@@ -123,23 +119,9 @@ def logger(config: Train, subject: Subject, run: RunDirectory) -> Logger | None:
     return made
 
 
-def low_rank(config: Train) -> LowRank | None:
-    """What is put beside the model's weights, or None where they learn themselves."""
-    chosen = config.adapter
-    if chosen.rank is None or chosen.alpha is None or chosen.dropout is None or chosen.targets is None:
-        return None
-    given = chosen.rank, chosen.alpha, chosen.dropout
-    return LowRank(chosen.kind, *given, tuple(chosen.targets), tuple(chosen.train))
-
-
 def module(config: Train, model: Family) -> DreamBooth:
     """The Lightning module, with the trained parts thawed."""
-    adapter, recompute = low_rank(config), config.model.gradient_checkpointing
-    if adapter:
-        trained = add(model.parts(), adapter, recompute, config.seed)
-    else:
-        trained = adapt(model.parts(), config.adapter.train, recompute, precision.weight_dtype(config.precision))
-    chosen = config.objective
+    trained, chosen = learning.trained_parts(config, model), config.objective
     objective = Objective(
         config.prior_weight, chosen.min_snr_gamma, chosen.noise_offset,
         chosen.huber_delta if chosen.loss == "huber" else None, chosen.timesteps,
@@ -147,7 +129,7 @@ def module(config: Train, model: Family) -> DreamBooth:
     return DreamBooth(
         model, trained, build(config.optimizer), partial(make_schedule, chosen=config.schedule, steps=config.steps),
         lr=config.lr, text_encoder_lr=config.text_encoder_lr, text_encoder_stop=config.text_encoder_stop,
-        seed=config.seed, objective=objective,
+        seed=config.seed, objective=objective, inversion=learning.inversion_of(config, trained),
     )  # fmt: skip
 
 
@@ -192,25 +174,7 @@ def snapshots(config: Train, subject: Subject, log: RunLog, averaged: Average | 
         return (update % every == 0 or update == config.steps) if every else update in evaluated
 
     weights = averaged.weights if averaged else checkpoints.learnt
-    return checkpoints.Snapshots(log, is_due, config.keep_snapshots, _origin(config, subject), weights)
-
-
-def _origin(config: Train, subject: Subject) -> dict[str, Any]:
-    """What a snapshot says of itself besides its update."""
-    origin = origin_of(config.model, config.objective.zero_terminal_snr, low_rank(config))
-    return {"instance_prompt": subject.instance_prompt, **origin}
-
-
-def save_model(config: Train, subject: Subject, run: RunDirectory, model: Family, update: int) -> None:
-    """What the run leaves in model/: the tuned pipeline or, where an adapter learnt, that and the base's name."""
-    if low_rank(config) is None:
-        run.save_model(model)
-        return
-    weights = {
-        f"{part}.{name}": weight
-        for part, network in model.parts().items() for name, weight in adapter_weights(network).items()
-    }  # fmt: skip
-    write_snapshot(run.model, weights, {"update": update, **_origin(config, subject)}, dtype="fp32")
+    return checkpoints.Snapshots(log, is_due, config.keep_snapshots, learning.origin(config, subject), weights)
 
 
 def trainer(
@@ -238,7 +202,7 @@ def trainer(
     ]  # fmt: skip
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=devices,
-        strategy=processes.strategy(devices, config.trainer.strategy, config.text_encoder_stop is not None),
+        strategy=processes.strategy(devices, config.trainer.strategy, learning.may_skip_weights(config)),
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[

@@ -37,6 +37,7 @@ def obstacle(config: Train) -> str | None:
         "text_encoder_stop": config.text_encoder_stop is not None,
         "adapter.dropout, which is drawn for each update": bool(config.adapter.dropout),
         "adapter=lokr": config.adapter.kind == "lokr",
+        "adapter=pivotal, since what learns changes at its switch": config.adapter.kind == "pivotal",
         "bitsandbytes' paged optimizers": "Paged" in str(config.optimizer.get("_target_")),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -99,8 +99,16 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
     drawing = f"image = pipe({prompt!r}).images[0]"
     pipeline = FAMILIES[about.get("family", "stable_diffusion")].pipeline
     opening = f"```python\nfrom diffusers import {pipeline}\n\n"
+    opened = f"pipe = {pipeline}.from_pretrained({base or 'the base model'!r})"
+    word = _metadata(out).get("dreamlab.word")
+    if word:
+        loaded = _loading_word(word, out, repo, str(about.get("family", "stable_diffusion")))
+        return (
+            f"A new word, {_code(word)}: AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of"
+            f" embeddings, beside the base model; ComfyUI calls it {_code(f'embedding:{out.stem}')}. In Python:\n\n"
+            f"{opening}{opened}\n{loaded}\n{drawing}\n```"
+        )
     if is_adapter(out):
-        opened = f"pipe = {pipeline}.from_pretrained({base or 'the base model'!r})"
         loaded = f"pipe.load_lora_weights({repo or '.'!r}, weight_name={out.name!r})"
         return (
             f"An adapter: AUTOMATIC1111 and ComfyUI read {_code(out.name)} from their folder of LoRAs, beside the base"
@@ -116,18 +124,41 @@ def _loading(about: Mapping[str, Any], out: Path, repo: str | None, base: str | 
     )
 
 
+def _loading_word(word: str, out: Path, repo: str | None, family: str) -> str:
+    """How diffusers is given a new word: an entry of the file for each text encoder where there are two."""
+    if family != "sdxl":
+        return f"pipe.load_textual_inversion({repo or '.'!r}, weight_name={out.name!r})"
+    file = f"hf_hub_download({repo!r}, {out.name!r})" if repo else repr(out.name)
+    fetching = "from huggingface_hub import hf_hub_download\n" if repo else ""
+    opened = f"{fetching}from safetensors.torch import load_file\n\n"
+    lines = [
+        f"pipe.load_textual_inversion(rows[{key!r}], token={word!r}, text_encoder=pipe.text_encoder{suffix},"
+        f" tokenizer=pipe.tokenizer{suffix})"
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2"))
+    ]
+    return "\n".join([f"{opened}rows = load_file({file})", *lines])
+
+
+_TOLD = ("then", "switch_step", "vectors", "initializer", "rank", "alpha", "targets", "train")
+
+
 def _adapter(settings: Mapping[str, Any]) -> str:
     """What was trained, in a few words: lora rank=8 alpha=8 ..."""
-    told = [f"{key}={settings[key]}" for key in ("rank", "alpha", "targets", "train") if settings.get(key) is not None]
+    told = [f"{key}={settings[key]}" for key in _TOLD if settings.get(key) is not None]
     return " ".join([str(settings.get("kind", "full")), *told])
 
 
 def is_adapter(file: Path) -> bool:
     """Whether an exported file is an adapter in kohya's format."""
+    return "ss_network_module" in _metadata(file)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself; nothing of what is none."""
     if file.suffix != ".safetensors" or not file.is_file():
-        return False
+        return {}
     with safe_open(file, "pt") as weights:
-        return "ss_network_module" in (weights.metadata() or {})
+        return dict(weights.metadata() or {})
 
 
 def _public(source: str) -> str:

@@ -17,10 +17,13 @@ from dreamlab.attention import CHOICES as ATTENTIONS
 from dreamlab.attention import check_attention
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.loggers import KINDS as LOGGERS
+from dreamlab.low_rank import KINDS as LOW_RANK
 from dreamlab.low_rank import check_low_rank
 from dreamlab.models import find, is_snapshot, pick_device
 from dreamlab.models.families import FAMILIES, family_in
 from dreamlab.optim import check_optimizer
+from dreamlab.pivotal import KINDS as INVERSIONS
+from dreamlab.pivotal import check_inversion, check_tokens, kind_of_weights, normal
 from dreamlab.precision import PRECISIONS, check_precision
 from dreamlab.randomness import DENSITIES
 from dreamlab.runs import cache_dir
@@ -64,6 +67,7 @@ NUMBERS: dict[str, Rule] = {
     "eval.images_per_prompt": WHOLE, "eval.moments": COUNT, "eval.steps": WHOLE, "eval.guidance": WEIGHT,
     "eval.seed": COUNT, "eval.batch_size": WHOLE, "eval.probes": COUNT, "adapter.rank": OPTIONAL_WHOLE,
     "adapter.alpha": OPTIONAL_RATE, "adapter.lr": RATE, "adapter.dropout": _or_null(PART),
+    "adapter.vectors": OPTIONAL_WHOLE, "adapter.switch_step": OPTIONAL_WHOLE, "adapter.embedding_lr": OPTIONAL_RATE,
 }  # fmt: skip
 DRAWING = (*SAMPLERS, *FLOW_SAMPLERS)
 CHOICES = {
@@ -99,7 +103,9 @@ def check(config: Train) -> tuple[Train, Subject]:
             value = str(_value(config, key))
             raise UserError(f"{key}={value}: unknown choice.{did_you_mean(value, [one for one in choices if one])}")
     check_family(config)
-    check_train(config.adapter.train, FAMILIES[config.model.family].trainable)
+    if kind_of_weights(config.adapter) is not None:
+        check_train(config.adapter.train, FAMILIES[config.model.family].trainable)
+    check_inversion(_normal(config), LOW_RANK)
     check_low_rank(config)
     check_precision(config)
     check_attention(config.model.attention, pick_device(config.device))
@@ -120,6 +126,7 @@ def check(config: Train) -> tuple[Train, Subject]:
         config = dataclasses.replace(config, token=best_identifier(config, first.class_word))
         subject = read_subject(config)
         first = subject.concepts[0]
+    check_tokens(config, subject)
     if not config.concepts:
         config = dataclasses.replace(
             config, token=first.token, class_word=first.class_word, instance_prompt=first.instance_prompt,
@@ -136,6 +143,8 @@ def check_family(config: Train) -> None:
     other = family_in(source, default=name) if is_here else name
     if other != name:
         raise UserError(f"{config.model.source!r} is of family {other}, not {name}. Give model.family={other}.")
+    if config.adapter.kind in INVERSIONS and not row.reads_new_words:
+        raise UserError(f"adapter={config.adapter.kind}: diffusers' pipelines read no new words with {name}. Use lora.")
     for group in ("prior", "sampling", "eval"):
         sampler = getattr(config, group).sampler
         if sampler:
@@ -165,7 +174,7 @@ def _normal(config: Train) -> Train:
     if config.count == "micro_batches":  # as the tutorial counts: a step is a micro-batch
         steps = max(1, config.steps // config.accumulate)
         config = dataclasses.replace(config, steps=steps, count="updates")
-    return config
+    return normal(config)
 
 
 def _pairs(config: Train) -> None:

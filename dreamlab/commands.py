@@ -51,7 +51,9 @@ class Export:
 
     run: str = "???"  # run directory, diffusers folder, hub id or single file
     config: str | None = None  # of a single file: where its tokenizer and shapes come from
-    format: str = "safetensors"  # safetensors | ckpt | diffusers | kohya: an adapter alone
+    format: str = (
+        "safetensors"  # safetensors | ckpt | diffusers | kohya: an adapter alone | embedding: a new word alone
+    )
     dtype: str = "fp16"  # fp16 | fp32
     vae: str | None = None
     out: str | None = None

@@ -74,7 +74,7 @@ def _tuned(settings: Evaluate, run: "RunDirectory | None", steps: int) -> Iterat
 
 def evaluate(settings: Evaluate) -> "RunDirectory":
     """Measure what `settings` name; returns the run directory that holds the numbers."""
-    from dreamlab import assemble, measuring, verdict
+    from dreamlab import assemble, learning, measuring, verdict
     from dreamlab.drawn import Drawn
     from dreamlab.models import load
     from dreamlab.page import write_page
@@ -92,6 +92,7 @@ def evaluate(settings: Evaluate) -> "RunDirectory":
     status = run.status()
     tuned = list(_tuned(settings, known, int(status.get("update", config.steps))))
     base = assemble.base_model(config)
+    learning.add_words(config, subject, base)
     moments = measuring.moments(config, subject, RunLog(run, config.steps), base, judge, None, Drawn())
     run.evaluations.rewind(-1)
     moments.keep(0, moments.base)

@@ -1,7 +1,7 @@
 """`python -m dreamlab.export`: one file for A1111 and ComfyUI, or a diffusers folder, of a run or any diffusers model.
 
-The file is named by single_file.py's keys, or kohya.py's where it is an adapter alone, and carries what made it in its
-metadata. It appears whole or not at all.
+The file is named by single_file.py's keys, by kohya.py's where it is an adapter alone, by embedding_files.py's where it
+is a new word alone, and says in its metadata what made it. It appears whole or not at all.
 """
 
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dreamlab.models import Family
 
-FORMATS = ("safetensors", "ckpt", "diffusers", "kohya")
+FORMATS = ("safetensors", "ckpt", "diffusers", "kohya", "embedding")
 DTYPES = ("fp16", "fp32")
 
 
@@ -33,6 +33,7 @@ def single_file_state(model: Any) -> "dict[str, Tensor]":
             " program reads. Export a folder instead: format=diffusers."
         )
     parts = {name: part.state_dict() for name, part in model.parts().items()}
+    _drop_words(model, parts)
     if model.family == "sdxl":
         return to_single_file_xl(parts)
     text = model.text_encoder.config
@@ -40,6 +41,15 @@ def single_file_state(model: Any) -> "dict[str, Tensor]":
         parts["unet"], parts["vae"], parts["text_encoder"], model.alphas_cumprod,
         open_clip=text.hidden_act == "gelu",  # OpenCLIP's towers; CLIP's own have quick_gelu
     )  # fmt: skip
+
+
+def _drop_words(model: "Family", parts: "dict[str, dict[str, Tensor]]") -> None:
+    """Cut rows of new words off their tables: programs that read one file expect the published size."""
+    from dreamlab.inversion import added
+
+    for part, tokenizer in model.tokenizers().items() if added(model) else ():
+        (name,) = (name for name in parts[part] if name.endswith("token_embedding.weight"))
+        parts[part][name] = parts[part][name][: tokenizer.vocab_size]
 
 
 def halved(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -81,11 +91,9 @@ def export(settings: Export) -> Path:
     for path in written:
         if path.exists() and not settings.overwrite:
             raise UserError(f"{path} exists already. Choose another out=..., or overwrite=true.")
-    write = {"diffusers": _write_folder, "kohya": _write_adapter}.get(settings.format, _write_single_file)
-    if settings.format == "kohya":
-        from dreamlab.kohya import read_adapter
-
-        read_adapter(Path(source).expanduser())  # whole weights are refused before any is loaded
+    writers = {"diffusers": _write_folder, "kohya": _write_adapter, "embedding": _write_word}
+    write = writers.get(settings.format, _write_single_file)
+    _check_content(settings.format, Path(source).expanduser())
     family = family_of(source)
     if settings.format != "diffusers" and not FAMILIES[family].has_single_file:
         raise UserError(
@@ -96,6 +104,7 @@ def export(settings: Export) -> Path:
     with written_whole(out) as temporary:
         write(model, temporary, settings)
     print(out)
+    _tell_words(model, settings)
     if settings.card:
         _write_card(settings, out)
     if settings.push is not None:
@@ -106,8 +115,37 @@ def export(settings: Export) -> Path:
     return out
 
 
+def _check_content(format: str, folder: Path) -> None:
+    """Before any weight is loaded: UserError where a run has learnt nothing that this format can hold."""
+    from dreamlab.kohya import read_adapter
+    from dreamlab.models import is_snapshot
+    from dreamlab.snapshots import read_about
+
+    about = read_about(folder) if is_snapshot(folder) else {}
+    if format in ("safetensors", "ckpt", "kohya") and about.get("tokens") and not about["parts"]:
+        told = ", ".join(about["tokens"])
+        raise UserError(
+            f"format={format} has no place for new words, and {told} is all that was learnt here. Use format=embedding,"
+            " or format=diffusers for a whole model that knows it."
+        )
+    if format == "kohya":
+        read_adapter(folder)
+
+
+def _tell_words(model: "Family", settings: Export) -> None:
+    """Say which new words a file had no place for."""
+    from dreamlab.inversion import added
+
+    if settings.format in ("safetensors", "ckpt", "kohya") and added(model):
+        print(
+            f"The file has no place for {', '.join(added(model))}: python -m dreamlab.export run={settings.run}"
+            " format=embedding writes the file that goes beside it."
+        )
+
+
 def _place_for(settings: Export) -> Path:
     """The file or folder to write: `out`, or one named after the run (and the snapshot)."""
+    from dreamlab.embedding_files import file_of
     from dreamlab.runs import run_of
 
     if settings.out:
@@ -116,6 +154,9 @@ def _place_for(settings: Export) -> Path:
     is_snapshot = run is not None and run.path != given.resolve()
     name = f"{run.path.name}-{given.name}" if run is not None and is_snapshot else given.name
     stem = re.sub(r"\W+", "-", name).strip("-") or "model"
+    if settings.format == "embedding":  # A1111 and ComfyUI know a word by its file's name
+        word = str(run.read_config().get("token") or stem) if run is not None else stem
+        return Path(f"outputs/exports/{stem}-{settings.dtype}-embedding") / file_of(word)
     suffixes = {"diffusers": "", "kohya": "-adapter.safetensors"}
     suffix = suffixes.get(settings.format, f".{settings.format}")
     return Path(f"outputs/exports/{stem}-{settings.dtype}{suffix}")
@@ -154,6 +195,27 @@ def _write_adapter(model: Any, file: Path, settings: Export) -> None:
     words = kohya_words(adapter, run.read_config() if run else {}, model, name)
     state = kohya_state(adapter, weights, model.unet if model.family == "sdxl" else None)
     _write_file(state, file, settings, {**description(settings.run), **words})
+
+
+def _write_word(model: "Family", file: Path, settings: Export) -> None:
+    import torch
+
+    from dreamlab import embedding_files
+    from dreamlab.inversion import added
+
+    words = added(model)
+    if not words:
+        raise UserError(
+            f"format=embedding is for new words, and {settings.run} has none. Train with adapter=textual_inversion or"
+            " adapter=pivotal."
+        )
+    if len(words) > 1:
+        files = ", ".join(embedding_files.file_of(word) for word in words)
+        raise UserError(f"{settings.run} has several new words, each in a file of its model/ folder already: {files}.")
+    ((word, rows),) = words.items()
+    dtype = torch.float16 if settings.dtype == "fp16" else torch.float32
+    about = {**description(settings.run), "dreamlab.word": word}
+    embedding_files.write(file, word, {part: weight.to(dtype) for part, weight in rows.items()}, about)
 
 
 def _write_single_file(model: "Family", file: Path, settings: Export) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from dreamlab import assemble, loggers, measuring, prefixes, report, verdict
+from dreamlab import assemble, learning, loggers, measuring, prefixes, report, verdict
 from dreamlab.average import Average
 from dreamlab.callbacks import Samples
 from dreamlab.drawn import Drawn
@@ -82,7 +82,7 @@ class Following:
         if moments and not moments.is_taken(reached):
             moments.take(reached)
         with average.in_use() if average else contextlib.nullcontext():
-            assemble.save_model(config, self.subject, self.run, model, reached)
+            learning.save_model(config, self.subject, self.run, model, reached)
         if self.subject.sample_prompts:
             report.draw_grid(self.run, self.run.grid)
         if moments:

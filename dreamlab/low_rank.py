@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.pivotal import kind_of_weights
 from dreamlab.schema import Train
 
 KINDS = ("lora", "dora", "lokr")
@@ -61,10 +62,11 @@ def check_low_rank(config: Train) -> None:
     """Raise UserError where settings of low-rank adapters are missing, unknown, or beside what they can't go with."""
     chosen = config.adapter
     given = {key: getattr(chosen, key) for key in ("rank", "alpha", "dropout", "targets")}
-    if chosen.kind not in KINDS:
+    if kind_of_weights(chosen) not in KINDS:
+        remedy = "Use adapter=pivotal_full" if chosen.kind == "pivotal" else "Choose one, or leave it out"
         for key, value in given.items():
             if value is not None:
-                raise UserError(f"adapter.{key}={value} is of adapter={'|'.join(KINDS)}. Choose one, or leave it out.")
+                raise UserError(f"adapter.{key}={value} is of adapter={'|'.join(KINDS)}. {remedy}.")
         return
     for key, value in given.items():
         if value is None:

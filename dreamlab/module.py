@@ -21,6 +21,7 @@ from dreamlab.diffusion import NoiseSchedule, add_noise, min_snr_weights, target
 from dreamlab.loss import Losses, dreambooth_loss
 from dreamlab.models import Conditioning, Family
 from dreamlab.optim import parameter_groups
+from dreamlab.pivotal import Inversion
 from dreamlab.randomness import Use, normal, timesteps
 from dreamlab.shares import total_norm
 
@@ -61,7 +62,7 @@ class DreamBooth(LightningModule):
         self, model: Family, trained: nn.ModuleDict, optimizer: Callable[..., Optimizer],
         schedule: Callable[[Optimizer], LRScheduler], *,
         lr: float, seed: int, objective: Objective, text_encoder_lr: float | None = None,
-        text_encoder_stop: int | None = None,
+        text_encoder_stop: int | None = None, inversion: Inversion | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.trained = trained
@@ -69,7 +70,7 @@ class DreamBooth(LightningModule):
         self._model = (model,)
         self._optimizer, self._schedule = optimizer, schedule
         self.lr, self.text_encoder_lr, self.text_encoder_stop = lr, text_encoder_lr, text_encoder_stop
-        self.seed, self.objective = seed, objective
+        self.seed, self.objective, self.inversion = seed, objective, inversion
         self._schedules: dict[torch.device, NoiseSchedule] = {}
         self.captured: Any = None  # captured.Captured, where updates are replayed
         self._texts: dict[tuple[int, ...], Conditioning] = {}  # what frozen text encoders make of each prompt
@@ -93,6 +94,8 @@ class DreamBooth(LightningModule):
         """The loss of one micro-batch, a float32 scalar."""
         if self.captured is not None:
             return self.captured.update(self, batch)
+        if self.inversion is not None:
+            self.inversion.turn(batch.update)
         noised = self.noised(batch)
         losses = self.loss(batch, noised)
         self.losses.append((losses.errors.detach(), noised.timesteps, batch.is_prior))
@@ -179,9 +182,9 @@ class DreamBooth(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule stepped once per update."""
-        optimizer = self._optimizer(
-            parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr), lr=self.lr
-        )
+        embedding_lr = self.inversion.lr if self.inversion is not None else None
+        groups = parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr, embedding_lr)
+        optimizer = self._optimizer(groups, lr=self.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -200,3 +203,5 @@ class DreamBooth(LightningModule):
         """Free the gradients as soon as they are used: Lightning would hold them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad(set_to_none=True)
+        if self.inversion is not None:
+            self.inversion.settle()

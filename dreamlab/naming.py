@@ -9,6 +9,7 @@ from typing import Any
 
 from dreamlab.assemble import base_model
 from dreamlab.identifiers import LETTERS, Vocabulary, doubt
+from dreamlab.inversion import tables
 from dreamlab.models import Family, pick_device
 from dreamlab.processes import local_rank
 from dreamlab.progress import console
@@ -41,6 +42,8 @@ def best_identifier(config: Train, class_word: str) -> str:
 
 def warn_of_identifiers(model: Family, subject: Subject) -> None:
     """One line for each identifier that the model's tokenizer splits, or that means something already."""
+    if tables(model):  # tokens are words of their own, whatever they are made of
+        return
     for reading in Vocabulary(model).read([concept.token for concept in subject.concepts]):
         reason = doubt(reading)
         if reason:

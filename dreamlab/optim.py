@@ -11,6 +11,7 @@ from torch import nn
 
 from dreamlab.config import build
 from dreamlab.errors import UserError
+from dreamlab.inversion import is_rows
 from dreamlab.schema import Train
 
 # torch's optimizers work on a whole group at once and make a temporary copy of it; smaller groups, smaller copies
@@ -23,14 +24,22 @@ WEIGHT_BY_WEIGHT = (
 ONE_RATE = ("prodigyopt.Prodigy",)  # finds one learning rate for all groups
 
 
-def parameter_groups(parts: Mapping[str, nn.Module], lr: float, text_encoder_lr: float | None) -> list[dict[str, Any]]:
-    """Groups of weights named after their part; text encoders take `text_encoder_lr` where it is given."""
-    groups = []
+def parameter_groups(
+    parts: Mapping[str, nn.Module], lr: float, text_encoder_lr: float | None, embedding_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups of weights named after their part; text encoders take `text_encoder_lr` where it is given.
+
+    Rows of new words are a group of their own, `embedding`, with a rate of their own.
+    """
+    groups, rows = [], []
     for name, part in parts.items():
         rate = text_encoder_lr if text_encoder_lr is not None and name.startswith("text_encoder") else lr
-        weights = [weight for weight in part.parameters() if weight.requires_grad]
+        learning = [(key, weight) for key, weight in part.named_parameters() if weight.requires_grad]
+        rows += [weight for key, weight in learning if is_rows(key)]
+        weights = [weight for key, weight in learning if not is_rows(key)]
         groups += [{"params": some, "lr": rate, "name": name} for some in _in_chunks(weights)]
-    return groups
+    own = lr if embedding_lr is None else embedding_lr
+    return [*groups, *({"params": some, "lr": own, "name": "embedding"} for some in _in_chunks(rows))]
 
 
 def _in_chunks(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -73,6 +82,9 @@ def check_optimizer(config: Train) -> None:
         raise UserError(f"{name} refuses {given}: {error}. Change optimizer.<name>.") from None
     if name in ONE_RATE and config.text_encoder_lr not in (None, config.lr):
         raise UserError(f"{name} finds one learning rate for all: leave out text_encoder_lr={config.text_encoder_lr}.")
+    if name in ONE_RATE and config.adapter.embedding_lr not in (None, config.lr):
+        own = config.adapter.embedding_lr
+        raise UserError(f"{name} finds one learning rate for all: adapter.embedding_lr={own} should be null.")
     if config.precision == "bf16_pure" and name not in WEIGHT_BY_WEIGHT:
         raise UserError(
             f"precision=bf16_pure can't round the updates of {name}, which looks at all weights at once or is untried."

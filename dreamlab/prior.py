@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from dreamlab.errors import UserError
+from dreamlab.inversion import reading
 from dreamlab.models import Family
 from dreamlab.pictures import read_settings, save_picture
 from dreamlab.progress import progress
@@ -138,7 +139,8 @@ def reference_images(
     key = recipe_key(recipe)
     folder, pictures = cache_dir / "reference" / key, []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        name = hashlib.sha256(json.dumps([prompt, seed]).encode()).hexdigest()[:16]
+        told = [prompt, seed, *reading(model, prompt)]  # new words aren't in the hash of the weights
+        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
         pictures.append(Wanted(folder / f"{name}.png", prompt, seed, {"recipe": key, "prompt": prompt, "seed": seed}))
     draw_missing(
         model, pictures, sampler, title="base samples", device=device, precision=precision, batch_size=batch_size

@@ -25,8 +25,8 @@ from dreamlab.subject import Subject
 ONLY_SHOWN = ("prompts", "sampling", "sample_every", "eval", "early_stop")
 # What the model and adapter groups recommend decides nothing itself: the settings that take it are compared
 RECOMMENDED = (
-    "lr", "adapter_lr", "steps", "batch_size", "precision", "resolution", "num_prior_images", "guidance", "prompts",
-    "eval_prompts", "dino", "clip", "sampler", "eval_sampler", "train",
+    "lr", "adapter_lr", "inversion_lr", "steps", "batch_size", "precision", "resolution", "num_prior_images",
+    "guidance", "prompts", "eval_prompts", "dino", "clip", "sampler", "eval_sampler", "train",
 )  # fmt: skip
 
 
@@ -151,8 +151,8 @@ def _continue(config: Train, subject: Subject, own: str, files: Sequence[Path]) 
     if ignores_steps(config.schedule.name):
         before["steps"] = now["steps"]
     for settings in (before, now):
-        for group in ("model", "adapter"):
-            settings[group] = {k: v for k, v in settings[group].items() if k not in RECOMMENDED}
+        for group, passed_over in (("model", RECOMMENDED), ("adapter", ("lr",))):
+            settings[group] = {k: v for k, v in settings[group].items() if k not in passed_over}
     changed = list(_differences(before, now))
     if changed:
         raise UserError(

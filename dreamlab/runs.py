@@ -7,7 +7,7 @@
     samples/        update-000150/0000.png ...     grid.png       before and after, side by side
     model/          the tuned diffusers folder     resume/        update-000150.ckpt: everything to go on exactly
     snapshots/      update-000150/: fp16, see snapshots.py         .lock: held by the process that trains
-Of an adapter, model/ is such a snapshot, in float32.
+Of an adapter and of new words, model/ is such a snapshot, in float32.
 
 Files appear whole or not at all: see whole.py.
 """

@@ -27,6 +27,7 @@ class Model:
     train: list[str] = field(default_factory=lambda: ["unet", "text_encoder"])  # what adapter.train is unless given
     lr: float = 1e-6  # of the weights themselves
     adapter_lr: float = 1e-4  # of adapters, which begin at zero
+    inversion_lr: float = 2e-3  # of rows of new words
     steps: int = 800
     batch_size: int = 1
     precision: str = "fp32"
@@ -45,7 +46,8 @@ class Model:
 class Adapter:
     """How the model is changed."""
 
-    kind: str = "full"  # full: the weights themselves | lora | dora | lokr: few weights beside them
+    # full: the weights themselves | lora | dora | lokr: few weights beside them | textual_inversion: rows of new words
+    kind: str = "full"  # | pivotal: rows of new words first, then weights
     train: list[str] = field(default_factory=lambda: ["unet", "text_encoder"])  # parts, or unet.attention and the like
     lr: float = 1e-6  # what the top-level key of this name is unless given
     # Of all kinds but full, which has null
@@ -53,6 +55,15 @@ class Adapter:
     alpha: float | None = None  # what is learnt counts alpha / rank times
     dropout: float | None = None  # share of a layer's inputs (of lokr: of its outputs) that training leaves out
     targets: list[str] | None = None  # which layers: attention, feed_forward, projections, convolutions
+    # Of textual_inversion and pivotal; others have null
+    vectors: int | None = None  # rows that the token stands for
+    initializer: str | None = None  # what they begin as; null: the class word
+    keep_norm: bool | None = None  # after every update, give each row the length it began with
+    # Of pivotal
+    then: str | None = None  # how weights learn after the rows: full | lora | dora | lokr
+    switch_step: int | None = None  # update from which they do; null: half of steps
+    go_on: bool | None = None  # whether rows learn on after the switch
+    embedding_lr: float | None = None  # learning rate of the rows; null: lr
 
 
 @dataclass

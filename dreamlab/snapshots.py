@@ -4,9 +4,9 @@
                             unet.safetensors      weights under diffusers' own names, fp16
                             text_encoder.safetensors
 
-Only weights that learn are there: everything else is the base model's, which the JSON names. An adapter's are in files
-that other programs read (adapter_files.py), and such a folder, in float32, is also what its run leaves in model/. A
-snapshot stands wherever a model can be named; models.load() comes here with it.
+Only weights that learn are there: everything else is the base model's, which the JSON names. An adapter's, and rows of
+new words, are in files that other programs read (adapter_files.py, embedding_files.py), and such a folder, in float32,
+is also what their run leaves in model/. A snapshot stands wherever a model can be named; models.load() comes here.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreamlab import adapter_files
+from dreamlab import adapter_files, embedding_files, inversion
 from dreamlab.errors import UserError
 from dreamlab.low_rank import LowRank, file_name, fill, insert, layer_of, low_rank_of, merge
 from dreamlab.models import PLAIN, Family, Options, load
@@ -53,11 +53,15 @@ def origin_of(model: Model, zero_terminal_snr: bool, adapter: LowRank | None) ->
 def write_snapshot(
     folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any], dtype: str = "fp16"
 ) -> None:  # fmt: skip
-    """Write `weights`, named <part>.<name in the part>, and `about`, which holds `base`, `update`, maybe `adapter`."""
+    """Write `weights`, named <part>.<name in the part>, and `about`: `base`, `update`, maybe `adapter` and `tokens`."""
     parts: dict[str, dict[str, Tensor]] = {}
+    rows: dict[str, Tensor] = {}  # by text encoder: those of all tokens, one after another
     adapter = low_rank_of(about["adapter"]) if "adapter" in about else None
     for name, weight in weights.items():
         part, _, key = name.partition(".")
+        if inversion.is_rows(key):
+            rows[part] = weight.detach().to("cpu", DTYPES[dtype])
+            continue
         is_text = part.startswith("text_encoder")
         told = file_name(key) if adapter else _PREFIX * is_text + key.removeprefix(_PREFIX)
         parts.setdefault(part, {})[told] = weight.detach().to("cpu", DTYPES[dtype]).contiguous()
@@ -68,6 +72,9 @@ def write_snapshot(
         else:
             for part, state in parts.items():
                 save_file(state, temporary / f"{part}.safetensors", {"format": "pt"})
+        for token, count in about.get("tokens", {}).items():
+            mine, rows = {p: w[:count] for p, w in rows.items()}, {p: w[count:] for p, w in rows.items()}
+            embedding_files.write(temporary / embedding_files.file_of(token), token, mine)
         write_json(temporary / "snapshot.json", {**about, "parts": sorted(parts), "dtype": dtype})
 
 
@@ -82,6 +89,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         files = [f"{part}.safetensors" for part in about["parts"]]
         if "adapter" in about:
             files = adapter_files.files_of(low_rank_of(about["adapter"]).kind, about["parts"])
+        files += [embedding_files.file_of(token) for token in about.get("tokens", {})]
         missing = [file for file in files if not (folder / file).is_file()]
         reason = f"{missing[0]} is missing" if missing else ""
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -114,9 +122,12 @@ def load_snapshot(
             raise UserError(f"{folder} holds a part {part!r}, which its base {base['source']!r} has not.")
     if "adapter" in about:
         _merge(model, folder, about)
-        return model
-    for part in about["parts"]:
-        _fill(model.parts()[part], folder / f"{part}.safetensors", str(base["source"]))
+    else:
+        for part in about["parts"]:
+            _fill(model.parts()[part], folder / f"{part}.safetensors", str(base["source"]))
+    for token in about.get("tokens", {}):  # last, as tables have grown then
+        inversion.add_token(model, token, embedding_files.read(folder / embedding_files.file_of(token), token))
+    inversion.merge(model)
     return model
 
 

@@ -70,7 +70,7 @@ def train_together(configs: Sequence[Train], in_sweep: bool = False) -> "list[Ru
 
 def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     """Teach the subject once for all members, the shortest first."""
-    from dreamlab import assemble, encoders, feed
+    from dreamlab import assemble, encoders, feed, learning
     from dreamlab.following import Following
     from dreamlab.inspect import warn
     from dreamlab.memory import explained_shortage, tell_need
@@ -89,6 +89,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
             followed.append(Following(one.config, one.subject, log, load))
         guards.enter_context(explained_shortage())
         model = assemble.base_model(config)
+        learning.add_words(config, subject, model)
         if not joins:
             warn_of_identifiers(model, subject)
         sets = feed.image_sets(config, subject, model)

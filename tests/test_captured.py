@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import Settings
 
-from dreamlab import assemble, feed
+from dreamlab import assemble, feed, learning
 from dreamlab.captured import Captured, obstacle
 from dreamlab.checks import check
 from dreamlab.errors import UserError
@@ -28,6 +28,7 @@ def fitted(config: Train, folder: Path, is_captured: bool) -> tuple[RunDirectory
     config, subject = check(config)
     model, run, start = assemble.base_model(config), RunDirectory(folder), Start("s")
     run.path.mkdir(parents=True, exist_ok=True)
+    learning.add_words(config, subject, model)
     sets, module = feed.image_sets(config, subject, model), assemble.module(config, model)
     device = next(module.trained.parameters()).device
     captured = Captured(config.precision, device, config.max_grad_norm, config.seed) if is_captured else None

@@ -48,6 +48,10 @@ class Family(Protocol):
         """Every network, by its folder name in diffusers' layout."""
         ...
 
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizer of each text encoder, by the encoder's part."""
+        ...
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, L)` int64, padded or cut to the text encoders' full length, one encoder's after another's."""
         ...

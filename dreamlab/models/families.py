@@ -25,6 +25,7 @@ class Row:
     is_flow: bool = False  # flow matching, not diffusion
     optional: tuple[str, ...] = ()  # parts that model.without may leave out
     has_single_file: bool = True  # dreamlab.export knows its layout in one file, and kohya's names
+    reads_new_words: bool = True  # diffusers' pipeline knows what a token of several rows is
 
 
 FAMILIES = {
@@ -38,6 +39,7 @@ FAMILIES = {
     "stable_diffusion_3": Row(
         "dreamlab.models.stable_diffusion_3.StableDiffusion3", "StableDiffusion3Pipeline",
         ("transformer", "text_encoder", "text_encoder_2"), FLOW, 16, True, ("text_encoder_3",), has_single_file=False,
+        reads_new_words=False,
     ),
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError
+from dreamlab.inversion import expanded
 
 END = "</w>"  # of a token of CLIP's that ends a word
 
@@ -116,11 +117,16 @@ def pieces(tokenizer: Any, word: str) -> list[tuple[str, int]]:
     return [(text.removesuffix(END), number) for text, number in zip(texts, ids, strict=True)]
 
 
+def count_tokens(tokenizer: Any, prompt: str) -> int:
+    """Tokens of a prompt with its start and end, nothing cut off."""
+    return len(tokenizer(expanded(tokenizer, [prompt])[0]).input_ids)
+
+
 def padded_ids(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> Tensor:
     """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
     ids: Tensor = tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=length or tokenizer.model_max_length,
-        return_tensors="pt",
+        expanded(tokenizer, prompts), padding="max_length", truncation=True,
+        max_length=length or tokenizer.model_max_length, return_tensors="pt",
     ).input_ids  # fmt: skip
     return ids
 

@@ -89,7 +89,11 @@ class StableDiffusionXL:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt with its start and end; both tokenizers split alike."""
-        return len(self.tokenizer(prompt).input_ids)
+        return parts.count_tokens(self.tokenizer, prompt)
+
+    def tokenizers(self) -> dict[str, Any]:
+        """Both of CLIP."""
+        return {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
 
     def max_tokens(self) -> int:
         """CLIP's length."""

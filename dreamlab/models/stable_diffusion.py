@@ -78,7 +78,11 @@ class StableDiffusion:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt with its start and end."""
-        return len(self.tokenizer(prompt).input_ids)
+        return parts.count_tokens(self.tokenizer, prompt)
+
+    def tokenizers(self) -> dict[str, Any]:
+        """CLIP's."""
+        return {"text_encoder": self.tokenizer}
 
     def max_tokens(self) -> int:
         """CLIP's length."""

@@ -100,7 +100,12 @@ class StableDiffusion3:
 
     def count_tokens(self, prompt: str) -> int:
         """CLIP's tokens of a prompt with its start and end."""
-        return len(self.tokenizer(prompt).input_ids)
+        return parts.count_tokens(self.tokenizer, prompt)
+
+    def tokenizers(self) -> dict[str, Any]:
+        """Those of both CLIPs and of T5."""
+        suffixes = {"text_encoder": "", "text_encoder_2": "_2", "text_encoder_3": "_3"}
+        return {part: getattr(self, f"tokenizer{suffix}") for part, suffix in suffixes.items() if part in self.parts()}
 
     def max_tokens(self) -> int:
         """CLIP's length; T5 reads on."""
