@@ -2,6 +2,7 @@
 # make memory-table   peak memory and speed of ten recipes at Stable Diffusion 1.5's size; needs a GPU
 # make bench  how fast this machine trains and draws, beside plain diffusers code
 # make test   linter, type checker, tests (installs first), as CI runs them
+# make test-thorough  and the same behaviour once more with every optimizer, launcher and harm: half as long again
 #
 # PYTHON=python3.12        the interpreter that makes .venv (3.10 or newer)
 # TORCH_INDEX=URL          where torch comes from, e.g. https://download.pytorch.org/whl/cpu: no CUDA packages
@@ -13,7 +14,7 @@ PYTEST ?= -n 2 --dist loadgroup
 RUN := .venv/bin/python -m
 INSTALLED := .venv/installed
 
-.PHONY: demo memory-table bench test lint types format wheel clean
+.PHONY: demo memory-table bench test test-thorough lint types format wheel clean
 
 demo: $(INSTALLED)
 	$(RUN) dreamlab.train experiment=demo
@@ -30,6 +31,9 @@ test: export WANDB_MODE = offline
 test: export OMP_NUM_THREADS = 1
 test: lint types
 	$(RUN) pytest $(PYTEST)
+
+test-thorough:
+	$(MAKE) test PYTEST='$(PYTEST) -m ""'
 
 lint: $(INSTALLED)
 	$(RUN) ruff check .

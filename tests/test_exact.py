@@ -23,6 +23,7 @@ WAYS = {
     "one part": ("adapter.train=[text_encoder]", "text_encoder_lr=1e-3"),
     "no prior": ("prior_weight=0", "objective.min_snr_gamma=5"),
 }
+OFTEN = ("adamw8bit", "fp16", "average", "random crops", "one part")  # the others are left to `make test-thorough`
 
 
 def differences(one: Any, other: Any, where: str = "state") -> list[str]:
@@ -59,7 +60,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("source", "way"),
-    [*(("sd1", way) for way in WAYS), ("sd2", "accumulate"), ("pocket", "adamw")],
+    [
+        *(pytest.param("sd1", way, marks=() if way in OFTEN else pytest.mark.thorough) for way in WAYS),
+        ("sd2", "accumulate"),
+        ("pocket", "adamw"),
+    ],
 )
 def test_going_on_after_two_updates_of_four_changes_nothing(
     source: str, way: str, sources: dict[str, str], train_run: TrainRun

@@ -58,7 +58,14 @@ def test_one_process_trains_what_lone_runs_do(one_after_another: dict[str, RunDi
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("launchers")
-@pytest.mark.parametrize("launcher", PARALLEL)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "joblib",
+        "ray_local",
+        *(pytest.param(one, marks=pytest.mark.thorough) for one in ("joblib_gpus", "submitit_local")),
+    ],
+)
 def test_a_launcher_trains_the_same_weights(
     one_after_another: dict[str, RunDirectory], tiny: tuple[str, ...], tmp_path: Path, launcher: str
 ) -> None:
@@ -77,7 +84,7 @@ def test_a_launcher_trains_the_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.thorough)])
 def test_a_failing_member_stops_no_other_process(tiny: tuple[str, ...], tmp_path: Path, launcher: str) -> None:
     package, *words = PARALLEL[launcher]
     pytest.importorskip(f"hydra_plugins.hydra_{package}_launcher")

@@ -83,7 +83,7 @@ class _Stop(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", [3, 5])
+@pytest.mark.parametrize("update", [3, pytest.param(5, marks=pytest.mark.thorough)])
 def test_an_interrupted_training_goes_on_for_those_that_are_not_finished(
     settings: Settings, alone: list[RunDirectory], tmp_path: Path, update: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,7 +179,9 @@ def unfinished(run: RunDirectory) -> None:
     shutil.rmtree(run.model)
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "hole"])
+@pytest.mark.parametrize(
+    "harm", ["cut", *(pytest.param(harm, marks=pytest.mark.thorough) for harm in ("empty", "hole"))]
+)
 def test_an_unreadable_state_is_passed_over_for_the_next_older(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str], harm: str
 ) -> None:

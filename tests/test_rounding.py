@@ -63,7 +63,13 @@ def test_updates_below_half_a_unit_add_up_where_plain_bfloat16_stalls() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw8bit", "lion", "adafactor"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "adamw8bit",
+        *(pytest.param(o, marks=pytest.mark.thorough) for o in ("adamw", "paged_adamw8bit", "lion", "adafactor")),
+    ],
+)
 def test_going_on_from_a_shorter_run_is_one_long_run(train_run: TrainRun, optimizer: str) -> None:
     words = (PURE, f"optimizer={optimizer}", "prior_weight=0", "lr=1e-4", "prompts=[]")
     short = train_run(*words, "steps=1", "name=short")
