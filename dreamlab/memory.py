@@ -17,7 +17,7 @@ from dreamlab.schema import Train
 GIB = 2**30
 MOMENT_BYTES = {"AdamW8bit": 2, "PagedAdamW8bit": 0, "Lion": 1, "SGD": 0, "Adafactor": 0}  # a weight; others 8
 KEPT_BYTES = 354_000, 75_000  # for each latent pixel of an image: activations kept, or computed twice
-NEEDS_GIB = {"24gb": 15.6, "16gb": 10.1, "12gb": 9.6, "8gb": 5.9}  # SD 1.5, 512 px, batch 1, text encoder too
+NEEDS_GIB = {"24gb": 15.6, "16gb": 10.1, "12gb": 8.0, "8gb": 5.9}  # SD 1.5, 512 px, batch 1, text encoder too
 
 
 def estimate_gib(config: Train, module: DreamBooth) -> float:
@@ -30,7 +30,8 @@ def estimate_gib(config: Train, module: DreamBooth) -> float:
     images = config.batch_size * (2 if config.prior_weight > 0 else 1)
     pixels = (config.resolution / module.model.latent_factor()) ** 2
     forward = casts + images * pixels * KEPT_BYTES[config.model.gradient_checkpointing]
-    return float(weights + moments + max(trained * (2 if is_pure else 4), forward)) / GIB
+    is_half = is_pure or (config.precision != "fp32" and "bitsandbytes" in str(config.optimizer["_target_"]))
+    return float(weights + moments + max(trained * (2 if is_half else 4), forward)) / GIB
 
 
 def tell_need(config: Train, module: DreamBooth) -> None:

@@ -149,7 +149,7 @@ def test_the_estimate_is_near_what_was_measured_at_full_size(settings: Settings)
             {name: torch.nn.ParameterList([torch.nn.Parameter(torch.empty(n))]) for name, n in counts.items()}
         )
     model = SimpleNamespace(latent_factor=lambda: 8)
-    for word, measured in (("24gb", 15.55), ("16gb", 10.09), ("12gb", 9.55)):
+    for word, measured in (("24gb", 15.55), ("16gb", 10.05), ("12gb", 7.98)):
         config = settings(f"hardware={word}", "resolution=512")
         got = estimate_gib(config, SimpleNamespace(trained=trained, model=model))  # type: ignore[arg-type]
         assert got == pytest.approx(measured, rel=0.08), word
