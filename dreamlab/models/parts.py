@@ -144,10 +144,12 @@ def read_and_rest(
 
     Each row by itself, since several together are rounded differently: a prompt is read alike in whatever company.
     """
-    rows = [encode(row[None].to(encoders[0].device)) for row in input_ids]
+    for encoder in encoders:
+        encoder.to(input_ids.device)
+    rows = [encode(row[None]) for row in input_ids]
     for encoder in encoders:
         encoder.to("cpu")
-    return {name: torch.cat([row[name] for row in rows]).to(input_ids.device) for name in rows[0]}
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def penultimate(text_encoder: Any, input_ids: Tensor, clip_skip: int) -> tuple[Tensor, Tensor]:
