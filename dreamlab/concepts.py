@@ -14,6 +14,7 @@ import yaml
 from dreamlab.errors import UserError, did_you_mean
 
 ALIASES = {"instance_data_dir": "instance_dir", "class_data_dir": "class_dir"}
+MOST_BYTES = 2**20  # thousands of subjects; a YAML of many megabytes is read for minutes
 KEYS = ("instance_dir", "instance_prompt", "class_prompt", "class_dir", "token", "class_word", "repeats")
 
 
@@ -34,6 +35,10 @@ def read_concepts(file: str) -> list[Given]:
     """The subjects of a JSON or YAML file; UserError for anything that is not such a list."""
     path = Path(file).expanduser()
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
+        if path.stat().st_size > MOST_BYTES:
+            raise OSError(f"it has more than {MOST_BYTES} bytes")
         entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML; Windows' editors add a mark
     except FileNotFoundError:
         raise UserError(f"concepts={file}: there is no such file. Give a JSON or YAML list of subjects.") from None
