@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -65,6 +66,13 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error came through: Hydra keeps it for the whole sweep, and they its model."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 @contextlib.contextmanager
 def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None]:
     """Turn every foreseeable failure inside into one sentence on stderr and a non-zero exit code.
@@ -78,6 +86,7 @@ def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None
     except UserError as error:
         print(f"dreamlab: {error}", file=sys.stderr)
         if in_sweep:
+            _let_go(error)
             raise AlreadyTold from None
         sys.exit(2)
     except AlreadyTold:
