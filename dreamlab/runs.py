@@ -80,8 +80,12 @@ class JsonLines:
     def append(self, row: dict[str, Any]) -> None:
         """Add one line; what is no finite number becomes null, which every reader of JSON knows."""
         told = {key: None if _is_odd(value) else value for key, value in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk names none
+            raise
 
     def rows(self) -> list[dict[str, Any]]:
         """Every whole line; one cut short by a kill is passed over."""
@@ -168,9 +172,10 @@ class RunDirectory:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             reached = self.status().get("update", update)
             message = without_secrets(f"{type(error).__name__}: {error}")
-            self.set_status(
-                "interrupted" if stopped else "failed", update=reached, signature=signature, message=message
-            )
+            with contextlib.suppress(OSError):  # on a full disk the first error is the one to tell
+                self.set_status(
+                    "interrupted" if stopped else "failed", update=reached, signature=signature, message=message
+                )
             raise
 
     def read_card(self) -> dict[str, Any]:
