@@ -178,6 +178,19 @@ def load(
     if family not in families:
         raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, families)}")
     made = families[family]
-    if is_single_file(source):
-        return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
-    return made.load(find(source), revision, variant, find(vae) if vae else None, options)
+    with _explained(source):
+        if is_single_file(source):
+            return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
+        return made.load(find(source), revision, variant, find(vae) if vae else None, options)
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """UserError for whatever libraries raise at a model's files, which are anybody's; too little memory stays that."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"Could not load the model {source!r}: {reason}. Give one that is whole.") from error

@@ -74,7 +74,7 @@ class StableDiffusion:
         import diffusers
 
         scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)
-        if scheduler_class is None:
+        if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
             raise UserError(f"The model_index.json of {source!r} names no scheduler: it is no Stable Diffusion model.")
         scheduler = _load_part(scheduler_class, source, "scheduler", revision, None)
         if scheduler.config.prediction_type not in PREDICTION_TYPES:
