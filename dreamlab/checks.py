@@ -4,7 +4,10 @@ Each rule is one line of a table; each failure is one sentence with the value, t
 """
 
 import dataclasses
+import json
 import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,9 @@ CHOICES = {
 
 CACHED = ("prior", "reference", "latents", "teacher", "tokens")  # folders of a cache that has been used
 
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+
 
 def _value(config: Train, key: str) -> Any:
     value: Any = config
@@ -92,6 +98,7 @@ def _value(config: Train, key: str) -> Any:
 def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
     _refuse_added_keys(config)
+    _refuse_secrets(config)
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")
@@ -174,6 +181,16 @@ def _pairs(config: Train) -> None:
         )
     if config.trainer.strategy == "fsdp" and several and pick_device(config.device).type == "cpu":
         raise UserError("trainer.strategy=fsdp needs GPUs. Use trainer.strategy=ddp.")
+
+
+def _refuse_secrets(config: Train) -> None:
+    """Settings are written into the run, to be shown and shared; keys belong into the environment."""
+    told = json.dumps(dataclasses.asdict(config), ensure_ascii=False, default=str)
+    values = {name: os.environ.get(name, "") for name in SECRETS}
+    known = [name for name, value in values.items() if len(value) >= 8 and value in told]
+    if known or HUB_TOKEN.search(told):
+        what = f"the value of {known[0]}" if known else "a token of the hub"
+        raise UserError(f"A setting holds {what}, and settings are kept with the run. Leave it in the environment.")
 
 
 def _refuse_added_keys(node: Any, prefix: str = "") -> None:

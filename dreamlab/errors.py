@@ -100,6 +100,9 @@ def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own summary and exit; we print ours
     try:
         yield
+    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, HydraException) as error:
+        print(f"dreamlab: {_translate(error, keys)}", file=sys.stderr)
+        sys.exit(2)
     except (UserError, OSError) as error:
         print(f"dreamlab: {error if isinstance(error, UserError) else _of_the_disk(error)}", file=sys.stderr)
         if in_sweep:
@@ -107,9 +110,6 @@ def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None
             raise AlreadyTold from None
         sys.exit(2)
     except AlreadyTold:
-        sys.exit(2)
-    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, HydraException) as error:
-        print(f"dreamlab: {_translate(error, keys)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dreamlab: interrupted.", file=sys.stderr)

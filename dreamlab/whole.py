@@ -64,11 +64,12 @@ def discard(path: Path) -> None:
 
 
 def sweep(folder: Path, older_than_s: float = 0) -> None:
-    """Remove the temporary files and folders below `folder` whose process is no more."""
+    """Remove the temporary files and folders below `folder` whose process is no more; 0: whatever the clocks say."""
     for path in list(folder.rglob(".*.tmp")):
         found = _TEMPORARY.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
-            if found and not _is_another(int(found[1])) and time.time() - path.stat().st_mtime >= older_than_s:
+            is_old = older_than_s == 0 or time.time() - path.stat().st_mtime >= older_than_s
+            if found and is_old and not _is_another(int(found[1])):
                 _remove(path)
 
 
