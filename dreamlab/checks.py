@@ -98,7 +98,7 @@ def _value(config: Train, key: str) -> Any:
 def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
     _refuse_added_keys(config)
-    _refuse_secrets(config)
+    refuse_secrets(config)
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")
@@ -183,8 +183,8 @@ def _pairs(config: Train) -> None:
         raise UserError("trainer.strategy=fsdp needs GPUs. Use trainer.strategy=ddp.")
 
 
-def _refuse_secrets(config: Train) -> None:
-    """Settings are written into the run, to be shown and shared; keys belong into the environment."""
+def refuse_secrets(config: Train) -> None:
+    """UserError where a setting holds a key: settings are written into the run, to be shown and shared."""
     told = json.dumps(dataclasses.asdict(config), ensure_ascii=False, default=str)
     values = {name: os.environ.get(name, "") for name in SECRETS}
     known = [name for name, value in values.items() if len(value) >= 8 and value in told]
