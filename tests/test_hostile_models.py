@@ -111,6 +111,16 @@ def test_a_bomb_in_a_resume_state_is_refused(folder: Path) -> None:
     assert not Path("exploded").exists()
 
 
+def test_a_snapshot_whose_base_is_itself_is_a_sentence(folder: Path) -> None:
+    names = ("one", "other")
+    for own, base in zip(names, reversed(names), strict=True):
+        Path(own).mkdir()
+        about = {"base": {"family": "stable_diffusion", "source": str(Path(base).absolute())}, "parts": [], "update": 1}
+        Path(own, "snapshot.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="is in the end itself"):
+        load("stable_diffusion", "one")
+
+
 def test_a_snapshot_reads_nothing_outside_its_folder(folder: Path) -> None:
     snapshot = folder.parent / "snapshot"
     snapshot.mkdir()

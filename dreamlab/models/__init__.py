@@ -127,7 +127,12 @@ def find(source: str) -> str:
     if is_snapshot(folder):
         from dreamlab.snapshots import read_about
 
-        find(read_about(folder)["base"]["source"])
+        try:
+            find(read_about(folder)["base"]["source"])
+        except RecursionError:
+            raise UserError(
+                f"The base model of the snapshot {source!r} is in the end itself. Choose another."
+            ) from None
         return str(folder)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source!r} is not a diffusers model: it has no model_index.json. Give the folder that has.")
@@ -168,7 +173,7 @@ def load(
     if is_snapshot(Path(source).expanduser()):
         from dreamlab.snapshots import load_snapshot
 
-        return load_snapshot(Path(source).expanduser(), vae, config, options)
+        return load_snapshot(Path(find(source)), vae, config, options)
     from dreamlab.models.stable_diffusion import StableDiffusion
     from dreamlab.quiet import quiet_imported_libraries
 
