@@ -30,7 +30,9 @@ from dreamlab.runs import cache_dir
 from dreamlab.sample import FLOW_SAMPLERS, SAMPLERS, check_sampler
 from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
+from dreamlab.secrets import refuse_secrets
 from dreamlab.subject import AUTO, Subject, read_subject
+from dreamlab.whole import check_writable
 
 Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
 
@@ -84,6 +86,8 @@ CHOICES = {
     "objective.timesteps": (None, *DENSITIES),
 }  # fmt: skip
 
+CACHED = ("prior", "reference", "latents", "teacher", "tokens")  # folders of a cache that has been used
+
 
 def _value(config: Train, key: str) -> Any:
     value: Any = config
@@ -95,6 +99,7 @@ def _value(config: Train, key: str) -> Any:
 def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
     _refuse_added_keys(config)
+    refuse_secrets(config)
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")
@@ -117,8 +122,10 @@ def check(config: Train) -> tuple[Train, Subject]:
     _pairs(config)
     config = _normal(config)
     subject = read_subject(config)
-    _make_folder("out", Path(config.out).expanduser())
-    _make_folder("cache_dir", cache_dir(config.cache_dir))
+    _check_place("out", Path(config.out).expanduser())
+    cache = cache_dir(config.cache_dir)
+    if not any((cache / kind).is_dir() for kind in CACHED):  # a full cache may be read-only
+        _check_place("cache_dir", cache)
     first = subject.concepts[0]
     if config.token == AUTO and not config.concepts:  # last, as it takes the model
         from dreamlab.naming import best_identifier
@@ -223,8 +230,10 @@ def _refuse_added_keys(node: Any, prefix: str = "") -> None:
             _refuse_added_keys(value, f"{prefix}{key}.")
 
 
-def _make_folder(key: str, folder: Path) -> None:
+def _check_place(key: str, folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError as error:
-        raise UserError(f"{key}={folder} cannot be a folder ({error.strerror}). Choose another place.") from None
+        raise UserError(
+            f"{key}={folder} cannot be written ({error.strerror}). Choose another place: {key}=..."
+        ) from None

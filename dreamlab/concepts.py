@@ -7,6 +7,7 @@ relative folder is looked for from where the command runs, then beside the file.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -14,7 +15,11 @@ import yaml
 from dreamlab.errors import UserError, did_you_mean
 
 ALIASES = {"instance_data_dir": "instance_dir", "class_data_dir": "class_dir"}
+MOST_BYTES = 2**20  # thousands of subjects; a YAML of many megabytes is read for minutes
 KEYS = ("instance_dir", "instance_prompt", "class_prompt", "class_dir", "token", "class_word", "repeats")
+
+_BRIEF = Repr()  # a few lines of YAML may be lists in lists that take gigabytes to write out
+_BRIEF.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,16 @@ def read_concepts(file: str) -> list[Given]:
     """The subjects of a JSON or YAML file; UserError for anything that is not such a list."""
     path = Path(file).expanduser()
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
+        if path.stat().st_size > MOST_BYTES:
+            raise OSError(f"it has more than {MOST_BYTES} bytes")
         entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML; Windows' editors add a mark
     except FileNotFoundError:
         raise UserError(f"concepts={file}: there is no such file. Give a JSON or YAML list of subjects.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"concepts={file} cannot be read ({error}). Give a JSON or YAML list of subjects.") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # PyYAML raises its own, Python's for 2001-99-99 and 0x_, and whatever deep lists raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"concepts={file} is neither JSON nor YAML: {reason}") from None
     if not isinstance(entries, list) or not entries:
@@ -51,15 +60,16 @@ def read_concepts(file: str) -> list[Given]:
 
 def _given(entry: Any, where: str, beside: Path) -> Given:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is {entry!r}, no object with keys. Its keys: {', '.join(KEYS)}.")
+        raise UserError(f"{where} is {_BRIEF.repr(entry)}, no object with keys. Its keys: {', '.join(KEYS)}.")
     values: dict[str, Any] = {}
     for key, value in entry.items():
         ours = ALIASES.get(str(key), str(key))
         if ours not in KEYS:
-            raise UserError(f"{where} has a key {key!r}.{did_you_mean(str(key), (*KEYS, *ALIASES))}")
+            raise UserError(f"{where} has a key {_BRIEF.repr(key)}.{did_you_mean(str(key), (*KEYS, *ALIASES))}")
         wanted = int if ours == "repeats" else str
         if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
-            raise UserError(f"{where}: {key} is {value!r}; it must be {'a whole number' if wanted is int else 'text'}.")
+            kind = "a whole number" if wanted is int else "text"
+            raise UserError(f"{where}: {key} is {_BRIEF.repr(value)}; it must be {kind}.")
         if value not in (None, ""):
             values[ours] = value
     if "instance_dir" not in values:

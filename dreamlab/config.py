@@ -86,8 +86,10 @@ def locate(node: Mapping[str, Any]) -> Any:
 
 
 def build(node: Mapping[str, Any]) -> partial[Any]:
-    """A partial of the callable that `_target_` names, its keyword arguments bound against the real signature."""
+    """A partial of the class that `_target_` names, its keyword arguments bound against the real signature."""
     target = locate(node)
+    if not isinstance(target, type):  # modules of the allow-list import others, and name their functions
+        raise UserError(f"{node['_target_']} is no class that a config may build. Choose another.")
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
     parameters = inspect.signature(target).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

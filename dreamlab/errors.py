@@ -7,9 +7,11 @@ is a bug of ours and keeps its traceback.
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -17,6 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 EXTRAS = {  # what sweeps run with, and the part of the package that brings it
     "joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray", "optuna": "optuna",
+}  # fmt: skip
+
+
+# What is wrong with a place and not with us: full, too small a quota, read-only, not ours, or too long a name
+OF_THE_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
@@ -65,6 +73,23 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__
 
 
+def _of_the_disk(error: OSError) -> str:
+    """What the operating system refused, as one sentence; any other error of its is raised on."""
+    if error.errno not in OF_THE_DISK:
+        raise error
+    return (
+        f"{error.filename or 'A file'} cannot be written or read ({error.strerror}). Make room, or choose another place"
+        " (out=..., cache_dir=...); what was finished before is whole, and the same command goes on from it."
+    )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error came through: Hydra keeps it for the whole sweep, and they its model."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 @contextlib.contextmanager
 def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None]:
     """Turn every foreseeable failure inside into one sentence on stderr and a non-zero exit code.
@@ -75,15 +100,16 @@ def explained(keys: Iterable[str] = (), in_sweep: bool = False) -> Iterator[None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own summary and exit; we print ours
     try:
         yield
-    except UserError as error:
-        print(f"dreamlab: {error}", file=sys.stderr)
+    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, HydraException) as error:
+        print(f"dreamlab: {_translate(error, keys)}", file=sys.stderr)
+        sys.exit(2)
+    except (UserError, OSError) as error:
+        print(f"dreamlab: {error if isinstance(error, UserError) else _of_the_disk(error)}", file=sys.stderr)
         if in_sweep:
+            _let_go(error)
             raise AlreadyTold from None
         sys.exit(2)
     except AlreadyTold:
-        sys.exit(2)
-    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, HydraException) as error:
-        print(f"dreamlab: {_translate(error, keys)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dreamlab: interrupted.", file=sys.stderr)

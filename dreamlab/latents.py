@@ -1,7 +1,8 @@
 """VAE posterior moments on disk, shared by every run that encodes the same pixels with the same VAE.
 
 The name of an entry is the hash of all that made it: the VAE's weights, the precision, the picture's content and the
-crop. A changed photo has another name, so nothing stale can be read. Called by feed.py.
+crop. A changed photo has another name, so nothing stale can be read. Where nothing can be kept, a run
+goes on. Called by feed.py.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dreamlab.data import Moments
 from dreamlab.photos import Loading, Region
+from dreamlab.progress import console
 from dreamlab.runs import written_whole
 from dreamlab.turns import one_at_a_time
 
@@ -31,6 +33,7 @@ class LatentCache:
         self.folder, self.encode = folder, encode
         self.recipe = {**recipe, **asdict(loading)}
         self._contents: dict[Path, str] = {}
+        self._is_told = False
 
     def moments(self, path: Path, region: Region, pixels: Tensor) -> Moments:
         """Mean and standard deviation `(1, C, h, w)` float32 of one crop; an unreadable file is made again."""
@@ -48,8 +51,14 @@ class LatentCache:
 
     def _made(self, file: Path, pixels: Tensor) -> Moments:
         mean, std = (moment.cpu().contiguous() for moment in self.encode(pixels))
-        with written_whole(file) as temporary:
-            save_file({"mean": mean, "std": std}, temporary)
+        try:
+            with written_whole(file) as temporary:
+                save_file({"mean": mean, "std": std}, temporary)
+        except OSError as error:
+            if not self._is_told:
+                told = f"{self.folder} cannot be written ({error.strerror}): every run will encode its pictures anew."
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
+            self._is_told = True
         return mean, std
 
 

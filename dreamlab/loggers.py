@@ -3,6 +3,7 @@
 import netrc
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -11,10 +12,14 @@ from PIL.Image import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dreamlab.errors import UserError
+from dreamlab.progress import console
+from dreamlab.secrets import without_secrets
 
 if TYPE_CHECKING:
     from wandb import Run
 
+START_S, FINISH_S = 30.0, 300.0  # that W&B's server may take to open a run, and to take the rest of it at its end
+_given_up: list[bool] = []
 KINDS = ("wandb", "csv", "tensorboard", "none")
 
 
@@ -32,17 +37,35 @@ def has_wandb_key() -> bool:
 def open_wandb(
     folder: Path, name: str, project: str, mode: str, *, group: str | None, job_type: str, tags: Sequence[str]
 ) -> "Run":  # fmt: skip
-    """A W&B run of its own, beside any others that are open in this process; W&B's own errors where it can't be had."""
+    """A W&B run of its own, beside any others that are open in this process; offline where the server won't have it."""
     import wandb
 
     offline = mode == "offline" or (mode == "auto" and not has_wandb_key())
     chosen: Any = os.environ.get("WANDB_MODE") or ("offline" if offline else "online")
+    bounds: dict[str, Any] = {"init_timeout": START_S, "finish_timeout": FINISH_S, "finish_timeout_raises": True}
     # The key never comes from us, code is not uploaded, and our own bars are not captured
-    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=30)
-    return wandb.init(
-        project=project, name=name, dir=folder, mode=chosen, reinit="create_new", settings=quiet,
+    quiet = wandb.Settings(
+        silent=True, console="off", disable_git=True, save_code=False,
+        **{key: value for key, value in bounds.items() if key in wandb.Settings.model_fields},  # 0.19 waits for ever
+    )  # fmt: skip
+    opened = partial(
+        wandb.init, project=project, name=name, dir=folder, reinit="create_new", settings=quiet,
         group=group, job_type=job_type, tags=list(tags) or None,  # None leaves WANDB_TAGS its say
     )  # fmt: skip
+    if chosen == "online" and not _given_up:
+        try:
+            return opened(mode="online")
+        except (wandb.Error, ValueError) as error:  # the latter for a key of another form
+            _give_up(error)
+    return opened(mode="offline" if chosen == "online" else chosen)
+
+
+def _give_up(error: Exception) -> None:
+    """Say once in this process that the server is not to be had; later runs of a sweep don't ask again."""
+    _given_up.append(True)
+    reason = without_secrets((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
+    told = f"W&B is not to be had ({reason}): the numbers stay in the run's wandb/, and `wandb sync` sends them later."
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _wandb(folder: Path, name: str, project: str, mode: str, **about: Any) -> Logger:
@@ -106,4 +129,7 @@ def close(logger: Logger | None, succeeded: bool) -> None:
         return
     logger.finalize("success" if succeeded else "failed")
     if isinstance(logger, WandbLogger):
-        logger.experiment.finish(exit_code=0 if succeeded else 1)
+        try:
+            logger.experiment.finish(exit_code=0 if succeeded else 1)
+        except Exception as error:  # in time, or at all: the program that sends may have died
+            _give_up(error)

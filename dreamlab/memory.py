@@ -61,3 +61,10 @@ def explained_shortage() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         total = torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else 0.0
         raise UserError(f"The GPU's memory ({total:.0f} GiB) is too small for this run. {_remedy(total)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(
+            "This machine's memory is too small for this run. Choose fewer pixels (resolution=384), batch_size=1, or a"
+            " smaller model."
+        ) from error

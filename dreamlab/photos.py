@@ -4,8 +4,9 @@ A photo may have a caption beside it (dog.txt or dog.jpg.txt) and a mask (dog.ma
 Called by subject.py, which finds them, and data.py, which crops them.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# What a file may be, whatever its name says. Pillow reads more, EPS for one by running Ghostscript on it
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+MOST_TO_ONE = 20  # of a picture's sides: a line of 50000 x 1 px scaled to cover a crop would fill the memory
 MASK_ENDINGS = (".mask", "-masklabel")  # ours, and OneTrainer's
 RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
 
@@ -63,9 +67,25 @@ def mask_of(photo: Path) -> Path | None:
     return next((path for path in named if path.is_file()), None)
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture in a file; OSError in the block for whatever is none that we read."""
+    try:
+        with Image.open(path) as image:
+            if image.format not in FORMATS:
+                raise OSError(f"it is {image.format}, which is none of {', '.join(FORMATS)}")
+            if max(image.size) > MOST_TO_ONE * min(image.size):
+                raise OSError(f"{image.width} x {image.height} px: one side is over {MOST_TO_ONE} times the other")
+            yield image
+    except OSError:
+        raise
+    except Exception as error:  # at a broken file decoders raise whatever they like
+        raise OSError(str(error) or type(error).__name__) from error
+
+
 def has_alpha(path: Path) -> bool:
-    """Whether a picture file has transparency."""
-    with Image.open(path) as image:
+    """Whether a picture file has transparency; raises OSError if undecodable."""
+    with _opened(path) as image:
         return _has_alpha(image)
 
 
@@ -78,7 +98,7 @@ def read_photo(path: Path, loading: Loading = UPRIGHT, least_px: int | None = No
 
     With `least_px`, a JPEG may come out smaller, neither side below it: decoding a half or a quarter is quicker.
     """
-    with Image.open(path) as opened:
+    with _opened(path) as opened:
         if least_px:
             share = least_px / min(opened.size)
             opened.draft(None, (round(opened.width * share), round(opened.height * share)))
@@ -94,14 +114,14 @@ def read_photo(path: Path, loading: Loading = UPRIGHT, least_px: int | None = No
 
 def read_mask(path: Path, loading: Loading, *, is_alpha: bool) -> Image.Image:
     """A grey mask, upright as its photo is: a mask file, or the transparency of the photo at `path` itself."""
-    with Image.open(path) as opened:
+    with _opened(path) as opened:
         image = ImageOps.exif_transpose(opened) if loading.exif else opened.copy()
         return image.convert("RGBA").getchannel("A") if is_alpha else image.convert("L")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """A 16-bit, 32-bit or float grey image as mode L; white is 65535 or, for floats, 1 or 255 if that is enough."""
-    values = np.asarray(image, dtype=np.float32)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     peak = float(values.max())
     white = next((white for white in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= white), peak)
     return Image.fromarray(np.rint((values / white).clip(0, 1) * 255).astype(np.uint8))

@@ -84,11 +84,14 @@ def read_plan(folder: Path) -> Plan | None:
 
 def make_plan(jobs: Sequence[Sequence[str]]) -> Plan:
     """The plan of a sweep from the overrides of its jobs; Hydra must be initialised."""
+    from dreamlab.secrets import refuse_secrets
+
     common = set(jobs[0]).intersection(*jobs[1:]) if len(jobs) > 1 else set()
     members = []
     for number, words in enumerate(jobs):
         config: Any = OmegaConf.to_object(compose("train", list(words)))
         own = [word for word in words if word not in common]
+        refuse_secrets(config)  # the plan is a file, too
         try:
             members.append(_member(number, config, own))
         except UserError:

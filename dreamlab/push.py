@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from dreamlab.errors import UserError
-from dreamlab.runs import without_secrets
+from dreamlab.secrets import without_secrets
 
 WAIT_S = 60.0  # for the hub's next sign of life, not for the whole upload
 

@@ -25,6 +25,7 @@ def quiet_libraries() -> None:
     _errors_only()
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|torch\.jit|torch\.utils\._pytree")
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|does not have many workers|lr_scheduler\.step).*")
+    warnings.filterwarnings("ignore", message=r"Image size .* exceeds limit")  # of 89 megapixels; at 179 it is an error
 
 
 def _errors_only() -> None:

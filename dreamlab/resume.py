@@ -29,6 +29,8 @@ RECOMMENDED = (
     "guidance", "prompts", "eval_prompts", "dino", "clip", "sampler", "eval_sampler", "train",
 )  # fmt: skip
 
+PASSED_OVER = {"model": RECOMMENDED, "adapter": ("lr",)}  # of the groups that recommend
+
 
 @dataclass(frozen=True)
 class Start:
@@ -131,7 +133,10 @@ def _read(file: Path) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:  # a hole in the middle would only show in the weights
         if archive.testzip() is not None:
             raise zipfile.BadZipFile
-    return dict(about)
+    settings = {key: dict(value) if key in PASSED_OVER else value for key, value in about["settings"].items()}
+    if not PASSED_OVER.keys() <= settings.keys():
+        raise KeyError(*PASSED_OVER)
+    return {"update": int(about["update"]), "settings": settings}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -151,7 +156,7 @@ def _continue(config: Train, subject: Subject, own: str, files: Sequence[Path]) 
     if ignores_steps(config.schedule.name):
         before["steps"] = now["steps"]
     for settings in (before, now):
-        for group, passed_over in (("model", RECOMMENDED), ("adapter", ("lr",))):
+        for group, passed_over in PASSED_OVER.items():
             settings[group] = {k: v for k, v in settings[group].items() if k not in passed_over}
     changed = list(_differences(before, now))
     if changed:

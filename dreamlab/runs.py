@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from dreamlab.errors import UserError
 from dreamlab.models import Family
+from dreamlab.secrets import without_secrets
 from dreamlab.whole import discard, written_whole
 
 RECORDED_PACKAGES = ("dreamlab", "torch", "diffusers", "transformers", "pytorch-lightning", "hydra-core", "numpy")
@@ -37,14 +38,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the value of every environment variable that holds a key, token or password masked."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
-            text = text.replace(value, "***")
-    return text
 
 
 def cache_dir(given: str | None) -> Path:
@@ -82,8 +75,12 @@ class JsonLines:
     def append(self, row: dict[str, Any]) -> None:
         """Add one line; what is no finite number becomes null, which every reader of JSON knows."""
         told = {key: None if _is_odd(value) else value for key, value in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk names none
+            raise
 
     def rows(self) -> list[dict[str, Any]]:
         """Every whole line; one cut short by a kill is passed over."""
@@ -170,9 +167,10 @@ class RunDirectory:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             reached = self.status().get("update", update)
             message = without_secrets(f"{type(error).__name__}: {error}")
-            self.set_status(
-                "interrupted" if stopped else "failed", update=reached, signature=signature, message=message
-            )
+            with contextlib.suppress(OSError):  # on a full disk the first error is the one to tell
+                self.set_status(
+                    "interrupted" if stopped else "failed", update=reached, signature=signature, message=message
+                )
             raise
 
     def read_card(self) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from dreamlab import prompts
 from dreamlab.concepts import Given, read_concepts
 from dreamlab.demo import demo_photos
@@ -20,7 +18,6 @@ from dreamlab.schema import Data, Train
 
 AUTO = "auto"  # in place of a token: the best one that naming.py finds
 ENOUGH_TO_HOLD_ONE_OUT = 5
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ def _photo(path: Path, prompt: str, token: str, class_word: str, config: Train, 
     if mask:
         try:
             size, of_photo = read_mask(mask, loading, is_alpha=False).size, read_photo(path, loading).size
-        except UNDECODABLE as error:
+        except OSError as error:
             raise UserError(f"The mask {mask} cannot be read ({error}). Remove it or save it anew.") from None
         if abs(size[0] / size[1] - of_photo[0] / of_photo[1]) > 0.02 * of_photo[0] / of_photo[1]:
             raise UserError(
@@ -205,7 +202,7 @@ def find_photos(instance_dir: str, loading: Loading = UPRIGHT) -> list[Path]:
     for path in photos:
         try:
             read_photo(path, loading)
-        except UNDECODABLE as error:
+        except OSError as error:
             raise UserError(f"The photo {path} cannot be read ({error}). Remove it or save it anew.") from None
     return photos
 
@@ -226,7 +223,7 @@ def is_decodable(path: Path) -> bool:
     """Whether a file is a whole picture."""
     try:
         read_photo(path)
-    except UNDECODABLE:
+    except OSError:
         return False
     return True
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,6 +44,10 @@ class Sweep(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         plan.save(folder)
         _begun.append(folder)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Let go of a job's settings: Hydra keeps two copies of them, a megabyte, until the sweep is over."""
+        job_return.cfg = job_return.hydra_cfg = None
 
 
 def _jobs(config: DictConfig) -> list[list[str]] | None:

@@ -6,6 +6,7 @@ it is needed, so that `--help` is quick.
 
 import contextlib
 import functools
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def train_together(configs: Sequence[Train], in_sweep: bool = False) -> "list[Ru
         left = [one.run for one in unfinished if in_sweep and not one.config.retry and one.run.has_failed()]
         wanted = [one for one in unfinished if one.run not in left]
         if wanted:
+            gc.collect()  # the training before: trainer, module and callbacks refer to each other in circles
             _train(wanted, where_to_start(wanted, runs), joins)
     if left:
         told = "; ".join(f"{run.path.name} failed before ({run.status().get('message')})" for run in left)

@@ -15,7 +15,7 @@ from dreamlab.contact_sheet import Shot, pictures_of
 from dreamlab.loggers import open_wandb
 from dreamlab.members import DRIFT, FIDELITY, Member, number_columns
 from dreamlab.progress import console
-from dreamlab.runs import without_secrets
+from dreamlab.secrets import without_secrets
 from dreamlab.thumbnails import shrunk
 
 if TYPE_CHECKING:

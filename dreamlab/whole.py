@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,17 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 def written_whole(path: Path, flush: bool = False) -> Iterator[Path]:
     """A temporary path to write a file or folder at; it takes the name `path` when the block ends without error.
 
-    `flush` is for files: their content is on the disk before the name is.
+    `flush` is for files: their content is on the disk before the name is. A full disk is an OSError, whatever the block
+    makes of it, and names `path`.
     """
     temporary = _temporary(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+        except Exception:
+            _raise_if_full(temporary)
+            raise
         if flush:
             _flush(temporary)
         if path.is_dir() and temporary.is_dir():  # a folder replaces another in two steps
@@ -33,6 +39,9 @@ def written_whole(path: Path, flush: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
         if flush:
             _flush(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         _remove(temporary)
 
@@ -55,12 +64,19 @@ def discard(path: Path) -> None:
 
 
 def sweep(folder: Path, older_than_s: float = 0) -> None:
-    """Remove the temporary files and folders below `folder` whose process is no more."""
+    """Remove the temporary files and folders below `folder` whose process is no more; 0: whatever the clocks say."""
     for path in list(folder.rglob(".*.tmp")):
         found = _TEMPORARY.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
-            if found and not _is_another(int(found[1])) and time.time() - path.stat().st_mtime >= older_than_s:
+            is_old = older_than_s == 0 or time.time() - path.stat().st_mtime >= older_than_s
+            if found and is_old and not _is_another(int(found[1])):
                 _remove(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if need be; OSError where that, or a file in it, can't be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def is_temporary(path: Path) -> bool:
@@ -77,6 +93,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _raise_if_full(written: Path) -> None:
+    """OSError where nothing more can be written: PyTorch and safetensors say otherwise, or nothing, of the reason."""
+    file = written / ".more.tmp" if written.is_dir() else written
+    if file.parent.is_dir():
+        with file.open("ab") as more:
+            more.write(bytes(2**20))
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,7 @@ from dreamlab import assemble, feed, learning
 from dreamlab.captured import Captured, obstacle
 from dreamlab.checks import check
 from dreamlab.errors import UserError
-from dreamlab.memory import estimate_gib
+from dreamlab.memory import estimate_gib, explained_shortage
 from dreamlab.resume import Start
 from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
@@ -140,6 +140,14 @@ def test_too_little_memory_becomes_a_sentence_that_names_what_fits(
     with pytest.raises(UserError, match=r"memory.*too small.*hardware=8gb"):
         train(settings(f"out={tmp_path}", "prompts=[]"))
     assert "too small" in RunDirectory(next(tmp_path.iterdir())).status()["message"]
+
+
+def test_too_little_memory_of_the_machine_is_a_sentence_too() -> None:
+    for exhaust in (lambda: torch.empty(2**50), lambda: bytes(2**60)):
+        with pytest.raises(UserError, match="machine's memory is too small"), explained_shortage():
+            exhaust()
+    with pytest.raises(RuntimeError, match="shape"), explained_shortage():
+        torch.zeros(3).view(2, 2)
 
 
 def test_the_estimate_is_near_what_was_measured_at_full_size(settings: Settings) -> None:

@@ -62,6 +62,8 @@ BAD = {  # what is typed -> what the sentence says; the first part names the mis
     "schedule=cosine schedule.warmup=9 steps=5": ("schedule.warmup=9", "smaller warmup or more steps"),
     "class_dir=/nowhere": ("class_dir=/nowhere", "no such folder"),
     "resume=/nowhere": ("resume=/nowhere", "auto, never"),
+    f"prompts=[a hf_{'Ab1' * 11} dog]": ("holds a token of the hub", "Leave it in the environment"),
+    "instance_prompt='${oc.env:WANDB_API_KEY}'": ("holds the value of WANDB_API_KEY", "Leave it in the environment"),
     "bear": ("'bear'", "key=value", "quotes"),
     "prompts=[": ("'prompts=['", "key=value"),
 }
@@ -84,6 +86,7 @@ def failure(
         raise AssertionError("weights were loaded")
 
     def run(*words: str) -> str:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: let the end of the test put it back
         monkeypatch.setattr(assemble, "base_model", no_weights)  # a tripwire; nothing stands in for the model
         out = tmp_path / "outputs"
@@ -93,7 +96,9 @@ def failure(
             main()
         assert stopped.value.code == 2
         assert not out.exists() or not any(out.iterdir()), "a run directory was made"
-        return sentence_of(capsys.readouterr().err)
+        said = sentence_of(capsys.readouterr().err)
+        assert "0123456789abcdef" not in said and "hf_" not in said
+        return said
 
     return run
 

@@ -57,6 +57,11 @@ def test_a_member_that_cannot_be_trained_is_counted_and_left_to_its_job(tiny: tu
     assert [member.number for member in plan.of_job(0)] == [0]
 
 
+def test_no_plan_is_made_with_a_key_in_it(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds a token of the hub"):
+        planned(tiny, tmp_path, ["lr=1e-4"], [f"prompts=[hf_{'Ab1' * 11}]"])
+
+
 @pytest.mark.slow
 def test_what_is_finished_is_not_planned_again_and_the_time_is_told(
     settings: Settings, tiny: tuple[str, ...], tmp_path: Path

@@ -130,6 +130,7 @@ def test_a_snapshots_card_tells_of_its_update(run: RunDirectory, tmp_path: Path)
 HOSTILE = (
     "---\nlicense: mit\n---\n# mine", "a: b", "'\"\\", "{x: [", "- a", "# no", "${oc.env:HF_TOKEN}", "null", "狗 🐕",
     "&a *a !!python/object:x", "\x00\x1b[31m\u2028\u202e", "```\n# out\n```", "`` ` ``", "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>', "](javascript:alert(1)) ![x](https://example.com/x.png)",
     "\ud83d", "1e3",
 )  # fmt: skip
 

@@ -147,7 +147,12 @@ def find(source: str) -> str:
     if is_snapshot(folder):
         from dreamlab.snapshots import read_about
 
-        find(read_about(folder)["base"]["source"])
+        try:
+            find(read_about(folder)["base"]["source"])
+        except RecursionError:
+            raise UserError(
+                f"The base model of the snapshot {source!r} is in the end itself. Choose another."
+            ) from None
         return str(folder)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source!r} is not a diffusers model: it has no model_index.json. Give the folder that has.")
@@ -198,14 +203,15 @@ def load(
     if is_snapshot(Path(source).expanduser()):
         from dreamlab.snapshots import load_snapshot
 
-        return load_snapshot(Path(source).expanduser(), vae, config, options)
+        return load_snapshot(Path(find(source)), vae, config, options)
     from dreamlab.quiet import quiet_imported_libraries
 
     quiet_imported_libraries()
     made = family_class(family or family_in(find(source), revision))
-    if is_single_file(source):
-        return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
-    return made.load(find(source), revision, variant, find(vae) if vae else None, options)
+    with _explained(source):
+        if is_single_file(source):
+            return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
+        return made.load(find(source), revision, variant, find(vae) if vae else None, options)
 
 
 def family_class(name: str) -> Any:
@@ -214,3 +220,15 @@ def family_class(name: str) -> Any:
         raise UserError(f"model.family={name}: unknown family.{did_you_mean(name, FAMILIES)}")
     module, _, made = FAMILIES[name].place.rpartition(".")
     return getattr(importlib.import_module(module), made)
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """UserError for whatever libraries raise at a model's files, which are anybody's; too little memory stays that."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"Could not load the model {source!r}: {reason}. Give one that is whole.") from error

@@ -51,7 +51,7 @@ def told_by(pipeline: Any, source: str, revision: str | None) -> dict[str, Any]:
 def load_scheduler(source: str, pipeline_config: Any, revision: str | None) -> Any:
     """A diffusion's own scheduler; UserError where there is none, or its prediction is of no known type."""
     scheduler_class = getattr(diffusers, str((pipeline_config.get("scheduler") or [None])[-1]), None)
-    if scheduler_class is None:
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise UserError(f"The model_index.json of {source!r} names no scheduler: it is no model of this family.")
     scheduler = load_part(scheduler_class, source, "scheduler", revision)
     if scheduler.config.prediction_type not in PREDICTION_TYPES:

@@ -1,0 +1,58 @@
+"""What one training of a sweep holds is let go of before the next one begins."""
+
+import gc
+import weakref
+from typing import Any
+
+import bitsandbytes  # noqa: F401  whose first import logs an error, which pytest keeps with all that was under way
+import pytest
+from conftest import Settings
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from dreamlab import assemble
+from dreamlab.errors import AlreadyTold, UserError, explained
+from dreamlab.module import DreamBooth
+from dreamlab.sweeps import Sweep
+from dreamlab.train import train
+
+
+def test_a_training_before_is_gone_when_the_next_one_loads(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, alive = assemble.base_model, []
+
+    def load_and_count(*given: Any) -> Any:
+        alive.append(sum(type(one) is DreamBooth for one in gc.get_objects()))
+        return load(*given)
+
+    monkeypatch.setattr(assemble, "base_model", load_and_count)
+    gc.collect()
+    gc.disable()  # Python's own time for circles may be any
+    try:
+        for seed in (1, 2):
+            train(settings(f"seed={seed}", "steps=1", "adapter=lora", "prompts=[]", "prior=none"))
+    finally:
+        gc.enable()
+    assert alive[1] == 0
+
+
+def test_a_failed_member_of_a_sweep_keeps_nothing_alive() -> None:
+    class Model:
+        pass
+
+    def fail() -> None:
+        model = Model()
+        seen.append(weakref.ref(model))
+        raise UserError("the loss is nan")
+
+    seen: list[weakref.ref[Model]] = []
+    with pytest.raises(AlreadyTold) as kept, explained(in_sweep=True):
+        fail()
+    gc.collect()
+    assert kept.value is not None and seen[0]() is None
+
+
+def test_hydra_keeps_the_result_of_a_job_and_not_its_settings() -> None:
+    job = JobReturn(cfg=OmegaConf.create({"lr": 1}), hydra_cfg=OmegaConf.create({}))  # type: ignore[arg-type]
+    job.return_value, job.status = 0.5, JobStatus.COMPLETED
+    Sweep().on_job_end(OmegaConf.create(), job_return=job)
+    assert (job.cfg, job.hydra_cfg, job.return_value) == (None, None, 0.5)
