@@ -33,7 +33,8 @@ CASES = {  # what is named -> the names of what moves, told apart from the subse
 
 
 def test_every_subset_has_a_case() -> None:
-    assert {f"{part}.{subset}" for part, subsets in SUBSETS.items() for subset in subsets} <= set(CASES)
+    ours = {part: SUBSETS[part] for part in ("unet", "text_encoder")}  # other families': test_matrix.py
+    assert {f"{part}.{subset}" for part, subsets in ours.items() for subset in subsets} <= set(CASES)
 
 
 @pytest.fixture(scope="module", params=["pocket", "sd1", "sd2"])
