@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.hub import go_offline_if_silent
 from dreamlab.processes import local_rank
 
 BUNDLED = {"pocket": Path(__file__).parent / "pocket"}
@@ -183,6 +184,8 @@ def load(
     if family not in families:
         raise UserError(f"model.family={family}: unknown family.{did_you_mean(family, families)}")
     made = families[family]
+    if any(name and not Path(find(name)).expanduser().exists() for name in (source, vae, config)):
+        go_offline_if_silent()
     with _explained(source):
         if is_single_file(source):
             return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
