@@ -1,6 +1,6 @@
 """The hub, asked once whether it is there: where it isn't, what was fetched before is used and nobody waits.
 
-The hub's own library tries five more times, for each file of a model anew: minutes for a file, of which a model has ten.
+The hub's own library tries five more times, for each file of a model anew: minutes for a file, and a model has ten.
 Called before anything is read from the hub.
 """
 
