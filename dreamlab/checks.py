@@ -29,7 +29,7 @@ from dreamlab.sample import SAMPLERS
 from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
 from dreamlab.subject import AUTO, Subject, read_subject
-from dreamlab.whole import check_writable
+from dreamlab.whole import check_writable, path_given
 
 Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
 
@@ -84,6 +84,10 @@ CHOICES = {
 
 CACHED = ("prior", "reference", "latents", "teacher", "tokens")  # folders of a cache that has been used
 
+PATHS = (
+    "instance_dir", "class_dir", "concepts", "model.source", "model.vae", "model.config", "resume", "out", "name",
+    "cache_dir",
+)  # fmt: skip
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 
@@ -99,6 +103,8 @@ def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
     _refuse_added_keys(config)
     refuse_secrets(config)
+    for key in PATHS:
+        path_given(key, _value(config, key) or "")
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")
