@@ -32,7 +32,7 @@ from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
 from dreamlab.secrets import refuse_secrets
 from dreamlab.subject import AUTO, Subject, read_subject
-from dreamlab.whole import check_writable
+from dreamlab.whole import check_writable, path_given
 
 Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
 
@@ -88,6 +88,11 @@ CHOICES = {
 
 CACHED = ("prior", "reference", "latents", "teacher", "tokens")  # folders of a cache that has been used
 
+PATHS = (
+    "instance_dir", "class_dir", "concepts", "model.source", "model.vae", "model.config", "resume", "out", "name",
+    "cache_dir",
+)  # fmt: skip
+
 
 def _value(config: Train, key: str) -> Any:
     value: Any = config
@@ -100,6 +105,8 @@ def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
     _refuse_added_keys(config)
     refuse_secrets(config)
+    for key in PATHS:
+        path_given(key, _value(config, key) or "")
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")

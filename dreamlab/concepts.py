@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.whole import path_given
 
 ALIASES = {"instance_data_dir": "instance_dir", "class_data_dir": "class_dir"}
 MOST_BYTES = 2**20  # thousands of subjects; a YAML of many megabytes is read for minutes
@@ -37,7 +38,7 @@ class Given:
 
 def read_concepts(file: str) -> list[Given]:
     """The subjects of a JSON or YAML file; UserError for anything that is not such a list."""
-    path = Path(file).expanduser()
+    path = path_given("concepts", file)
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError("it is no file")
@@ -78,12 +79,11 @@ def _given(entry: Any, where: str, beside: Path) -> Given:
         raise UserError(f"{where}: repeats is {values['repeats']}; give a whole number, 1 or more.")
     for key in ("instance_dir", "class_dir"):
         if key in values:
-            values[key] = _located(values[key], beside)
+            values[key] = _located(path_given(f"{where}: {key}", values[key]), beside)
     return _with_words(Given(**values), where)
 
 
-def _located(folder: str, beside: Path) -> str:
-    path = Path(folder).expanduser()
+def _located(path: Path, beside: Path) -> str:
     return str(beside / path) if not path.is_dir() and (beside / path).is_dir() else str(path)
 
 

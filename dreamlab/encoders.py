@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.hub import go_offline_if_silent
 from dreamlab.preprocessing import Colour, Preprocessing, read_preprocessing
 
 POCKET = Path(__file__).parent / "models" / "pocket-encoders"
@@ -178,6 +179,7 @@ def _read_json(source: str, place: str, name: str) -> dict[str, Any] | None:
             else f"There is no encoder at {source!r}.{did_you_mean(source, NAMES)} Or give a folder, or a hub id that"
             " can be fetched: this one cannot."
         )
+        go_offline_if_silent()
         try:
             path = Path(hf_hub_download(place, name))
         except LocalEntryNotFoundError:  # offline; a kind of EntryNotFoundError too

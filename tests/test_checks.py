@@ -64,6 +64,7 @@ BAD = {  # what is typed -> what the sentence says; the first part names the mis
     "resume=/nowhere": ("resume=/nowhere", "auto, never"),
     f"prompts=[a hf_{'Ab1' * 11} dog]": ("holds a token of the hub", "Leave it in the environment"),
     "instance_prompt='${oc.env:WANDB_API_KEY}'": ("holds the value of WANDB_API_KEY", "Leave it in the environment"),
+    "instance_dir='~nobody-of-this-name/photos'": ("instance_dir=", "no name of a file or folder", "Give another"),
     "bear": ("'bear'", "key=value", "quotes"),
     "prompts=[": ("'prompts=['", "key=value"),
 }

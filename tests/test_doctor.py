@@ -250,7 +250,7 @@ def test_an_encoder_tells_too_few_angles(save: Save) -> None:
     assert [remark.weight for remark in apart.remarks] == ["note"]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (8, 8), (64, 64), (3, 2000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 20), (900, 45), (8, 8), (64, 64), (100, 2000)])
 def test_any_picture_can_be_looked_at(save: Save, size: tuple[int, int]) -> None:
     images = [Image.new("RGB", size, colour) for colour in ("black", "white", "red")] + [scene(1, size)]
     assert judged(save(*images)).state in ("usable", "bad")

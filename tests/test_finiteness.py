@@ -70,6 +70,6 @@ def test_a_broken_state_is_not_trained_on(settings: Settings) -> None:
     torch.save(state, run.checkpoint)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match="Training broke at update 2: it left weights"):
-        train(settings("steps=3", "name=other", f"resume={run.path}"))
+        train(settings("steps=3", "save_every=1", "name=other", f"resume={run.path}"))
     assert signal.getsignal(signal.SIGINT) is before, "what comes after in this process is stopped as ever"
     assert run.status()["state"] == "finished"

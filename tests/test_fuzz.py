@@ -117,6 +117,7 @@ ENTRIES = st.lists(st.dictionaries(NAMES, SCALARS, max_size=7), max_size=3)
 YAMLS = st.sampled_from([
     "- {instance_dir: a, token: &t zwx, class_word: *t}", "- &a [*a]", "&a [&b [*a, *a], *b]", "- !!python/object:x {}",
     "- {? [1] : 2}", "- 2001-99-99", "- !!binary x", "- <<: 3", "- {<<: [1]}", "%YAML 9", "- 0x_", "- 1:99:99.",
+    "- {instance_dir: ~!}",
     "- [&a [x], " + ", ".join(f"&{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghij")) + "]",
 ])  # fmt: skip
 

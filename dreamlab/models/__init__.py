@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dreamlab.diffusion import NoiseSchedule
 from dreamlab.errors import UserError, did_you_mean
+from dreamlab.hub import go_offline_if_silent
 from dreamlab.models.families import FAMILIES, family_in
 from dreamlab.processes import local_rank
 
@@ -207,6 +208,8 @@ def load(
     from dreamlab.quiet import quiet_imported_libraries
 
     quiet_imported_libraries()
+    if any(name and not Path(find(name)).expanduser().exists() for name in (source, vae, config)):
+        go_offline_if_silent()
     made = family_class(family or family_in(find(source), revision))
     with _explained(source):
         if is_single_file(source):

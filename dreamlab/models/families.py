@@ -4,6 +4,7 @@ checks.py reads the rows, so that settings a family can't have are refused at on
 family it is of. Nothing heavy is imported here.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,9 @@ def _said(source: str, revision: str | None) -> Any:
     if path.is_file():
         return _pipeline_of_file(path)
     if path.is_dir():
-        about = path / "model_index.json"
-        return json.loads(about.read_text(encoding="utf-8")).get("_class_name") if about.is_file() else None
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the loader says what is wrong with it
+            return json.loads((path / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        return None
     from diffusers import DiffusionPipeline
 
     from dreamlab.models.parts import told_by
