@@ -68,7 +68,7 @@ def base_model(config: Train) -> Family:
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())
     # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
-    laid = {"vae"} if "bitsandbytes" in config.optimizer["_target_"] else {"unet", "vae"}
+    laid = {"vae"} if "bitsandbytes" in str(config.optimizer.get("_target_")) else {"unet", "vae"}
     for name in laid & model.parts().keys() if device.type == "cuda" else ():
         model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
