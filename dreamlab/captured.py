@@ -112,7 +112,6 @@ class Captured(Precision):
             optimizer, module.trained, self.device, self.scaler, self.max_grad_norm, half,
             self.seed if weight_dtype(self.name) == torch.bfloat16 else None,
         )  # fmt: skip
-        self._stepping.prepare(optimizer)
 
     def _fill(self, module: DreamBooth, batch: Batch) -> None:
         """Copy what is new in this update to where the graph reads it."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamlab.optim import make_ready
+
 BLOCK = 256  # numbers of a weight that share a scale
 LAID = ("state1", "state2", "absmax1", "absmax2")  # what is kept of each number, and of each block
 
@@ -62,10 +64,7 @@ class Joined:
 
 def join(optimizer: Any, weights: Sequence[nn.Parameter]) -> list[Joined]:
     """All of `weights`, which `optimizer` has in its groups, in as few parts as each group allows."""
-    if not optimizer.initialized:
-        optimizer.check_overrides()
-        optimizer.to_gpu()
-        optimizer.initialized = True
+    make_ready(optimizer)
     wanted, found = set(weights), []
     for group_number, group in enumerate(optimizer.param_groups):
         alike: dict[Any, list[nn.Parameter]] = {}

@@ -59,10 +59,7 @@ def step(optimizer: Any) -> None:
     if "bitsandbytes" not in type(optimizer).__module__ or optimizer.is_paged:
         optimizer.step()
         return
-    if not optimizer.initialized:
-        optimizer.check_overrides()
-        optimizer.to_gpu()
-        optimizer.initialized = True
+    make_ready(optimizer)
     with torch.no_grad():
         for group_number, group in enumerate(optimizer.param_groups):
             for number, weight in enumerate(group["params"]):
@@ -70,6 +67,14 @@ def step(optimizer: Any) -> None:
                     if not optimizer.state[weight]:
                         optimizer.init_state(group, weight, group_number, number)
                     optimizer.update_step(group, weight, group_number, number)
+
+
+def make_ready(optimizer: Any) -> None:
+    """What a bitsandbytes optimizer does once, before its first step."""
+    if not optimizer.initialized:
+        optimizer.check_overrides()
+        optimizer.to_gpu()
+        optimizer.initialized = True
 
 
 def check_optimizer(config: Train) -> None:

@@ -30,6 +30,11 @@ def total_norm(weights: Sequence[Tensor], are_shares: bool) -> Tensor:
     return squared.sqrt()
 
 
+def clip_factor(norm: Tensor, most: float) -> Tensor:
+    """What gradients of this norm are multiplied by to have at most `most`; as torch's own clipping."""
+    return (most / (norm + 1e-6)).clamp(max=1)
+
+
 class SharedOutPrecision(FSDPPrecision):
     """Lightning's precision for shares of weights, which plain autocast and scaler don't know, with clipping."""
 
@@ -38,7 +43,7 @@ class SharedOutPrecision(FSDPPrecision):
 
     def clip_grad_by_norm(self, optimizer: Any, clip_val: float, *_: Any, **__: Any) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        factor = (clip_val / (total_norm(weights, are_shares=True) + 1e-6)).clamp(max=1)  # as torch's own clipping
+        factor = clip_factor(total_norm(weights, are_shares=True), clip_val)
         for weight in weights:
             if weight.grad is not None:
                 weight.grad.mul_(factor)

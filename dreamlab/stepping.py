@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dreamlab.joined import Joined, join
 from dreamlab.randomness import Use, torch_generator
 from dreamlab.rounding import round_stochastically, step_rounded
-from dreamlab.shares import norm_of, total_norm
+from dreamlab.shares import clip_factor, norm_of, total_norm
 
 IN_HALF = (nn.Linear, nn.Conv2d)  # what autocast computes in half precision, gradients of weights included
 
@@ -29,10 +29,6 @@ class Stepping(Protocol):
     """What follows a backward pass; `norm` is the last one's, before clipping."""
 
     norm: Tensor
-
-    def prepare(self, optimizer: Any) -> None:
-        """Once, before the first update; after a resume, too."""
-        ...
 
     def begin(self, optimizer: Any) -> None:
         """Before each update, outside of the graph."""
@@ -62,7 +58,7 @@ def stepping(
     """The way that suits the optimizer; `half` is autocast's dtype, `rounding_seed` that of weights in bfloat16."""
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and rounding_seed is None:
-        return Inside(weights, device, scaler, max_grad_norm)
+        return Inside(optimizer, weights, device, scaler, max_grad_norm)
     found = [module for module in trained.modules() if isinstance(module, IN_HALF)]
     can_join = type(optimizer).__module__.startswith("bitsandbytes.") and not optimizer.is_paged
     halved = [one for module in found for one in module.parameters(recurse=False)] if half and can_join else []
@@ -73,19 +69,15 @@ class Inside:
     """The optimizer's fused kernels as part of the graph, with rates that lie on the GPU."""
 
     def __init__(
-        self, weights: Sequence[nn.Parameter], device: torch.device, scaler: Any, max_grad_norm: float | None
-    ) -> None:
+        self, optimizer: Any, weights: Sequence[nn.Parameter], device: torch.device, scaler: Any,
+        max_grad_norm: float | None,
+    ) -> None:  # fmt: skip
         self.weights, self.device, self.scaler, self.max_grad_norm = weights, device, scaler, max_grad_norm
         self.norm = torch.zeros((), device=device)
-        self._rates: list[Tensor] = []
-        self._told: list[float] = []
-
-    def prepare(self, optimizer: Any) -> None:
-        """After a resume, its step counts lie on the CPU."""
         self._told = [float(group["lr"]) for group in optimizer.param_groups]
-        self._rates = [torch.tensor(rate, device=self.device) for rate in self._told]
-        for state in optimizer.state.values():
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(self.device)
+        self._rates = [torch.tensor(rate, device=device) for rate in self._told]
+        for state in optimizer.state.values():  # after a resume, its step counts lie on the CPU
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
 
     def begin(self, optimizer: Any) -> None:
         """A rate that a schedule has changed is told to the GPU."""
@@ -159,9 +151,6 @@ class After:
             for weight in halved if weight.requires_grad and weight.dtype == torch.float32
         ]  # fmt: skip
 
-    def prepare(self, optimizer: Any) -> None:
-        """Nothing is to be."""
-
     def begin(self, optimizer: Any) -> None:
         """Rates are read as it steps."""
 
@@ -179,7 +168,7 @@ class After:
         self.norm = norm / scale
         self._factor = 1 / scale
         if self.max_grad_norm is not None:
-            self._factor = self._factor * (self.max_grad_norm / (self.norm + 1e-6)).clamp(max=1)
+            self._factor = self._factor * clip_factor(self.norm, self.max_grad_norm)
         if self.scaler:  # what its update() does, which knows gradients only by their optimizer
             torch._amp_update_scale_(
                 scale, self.scaler._growth_tracker, (~norm.isfinite()).float(), self.scaler.get_growth_factor(),

@@ -3,7 +3,7 @@
 Functions of networks and tokenizers, for the families' files to call; a family that is made of other things needs none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,14 @@ def penultimate(text_encoder: Any, input_ids: Tensor, clip_skip: int) -> tuple[T
     """
     told = text_encoder(input_ids, output_hidden_states=True)
     return told.hidden_states[-2 - clip_skip], told[0]
+
+
+def pooled_prompt_words(prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What pipelines that are told `hidden` and `pooled` call them."""
+    return {
+        "prompt_embeds": prompts["hidden"], "pooled_prompt_embeds": prompts["pooled"],
+        "negative_prompt_embeds": negative["hidden"], "negative_pooled_prompt_embeds": negative["pooled"],
+    }  # fmt: skip
 
 
 def check_clip_skip(clip_skip: int, text_encoder: Any, unread: int = 0) -> None:

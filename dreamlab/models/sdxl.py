@@ -129,10 +129,7 @@ class StableDiffusionXL:
 
     def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """The pipeline's words for them."""
-        return {
-            "prompt_embeds": prompts["hidden"], "pooled_prompt_embeds": prompts["pooled"],
-            "negative_prompt_embeds": negative["hidden"], "negative_pooled_prompt_embeds": negative["pooled"],
-        }  # fmt: skip
+        return parts.pooled_prompt_words(prompts, negative)
 
     def latent_factor(self) -> int:
         """The VAE's f."""
