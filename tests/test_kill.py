@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +46,19 @@ def wait_for(event: Callable[[], bool], process: BaseProcess, log: Path) -> None
         time.sleep(0.002)
 
 
+def kill(process: BaseProcess, at: Callable[[], bool], latest: float = 0) -> None:
+    """Kill it while `at()` holds: it stands still while that is looked at. At `latest` (monotonic seconds), anyway."""
+    assert process.pid is not None
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        if at() or time.monotonic() > latest:
+            break
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+
+
 def temporaries(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if is_temporary(path)]
 
@@ -74,14 +88,12 @@ def killed_at_random(
         before = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else None
         process = start()
         wait_for(lambda: run.metrics.is_file() and run.metrics.stat().st_mtime_ns != before, process, log)  # noqa: B023
-        if number % 2:  # as soon as something is being written, or a little later
-            folder, latest = run.path / moments.choice(["resume", "snapshots"]), time.monotonic() + 3 * update_s
-            wait_for(lambda: any(map(is_temporary, folder.glob(".*"))) or time.monotonic() > latest, process, log)  # noqa: B023
-            time.sleep(moments.choice([0, 0, 0.01, 0.03]))
+        if number % 2:  # as something is being written
+            folder = run.path / moments.choice(["resume", "snapshots"])
+            kill(process, lambda: any(map(is_temporary, folder.glob(".*"))), time.monotonic() + 5 * update_s)  # noqa: B023
         else:
             time.sleep(moments.uniform(0, 3 * update_s))
-        process.kill()
-        process.join()
+            kill(process, lambda: True)
         assert process.exitcode == -9, "the run was over before it could be killed"
         written += [path.relative_to(run.path).as_posix() for path in temporaries(run.path)]
         check_readable(run)
