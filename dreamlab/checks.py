@@ -24,6 +24,7 @@ from dreamlab.models.families import FAMILIES, family_in
 from dreamlab.optim import check_optimizer
 from dreamlab.pivotal import KINDS as INVERSIONS
 from dreamlab.pivotal import check_inversion, check_tokens, kind_of_weights, normal
+from dreamlab.places import check_places
 from dreamlab.precision import PRECISIONS, check_precision
 from dreamlab.randomness import DENSITIES
 from dreamlab.runs import cache_dir
@@ -32,7 +33,7 @@ from dreamlab.schedules import SCHEDULES, check_schedule
 from dreamlab.schema import Train
 from dreamlab.secrets import refuse_secrets
 from dreamlab.subject import AUTO, Subject, read_subject
-from dreamlab.whole import check_writable, path_given
+from dreamlab.whole import check_writable
 
 Rule = tuple[Callable[[Any], bool], str]  # what is right, and the remedy
 
@@ -88,11 +89,6 @@ CHOICES = {
 
 CACHED = ("prior", "reference", "latents", "teacher", "tokens")  # folders of a cache that has been used
 
-PATHS = (
-    "instance_dir", "class_dir", "concepts", "model.source", "model.vae", "model.config", "resume", "out", "name",
-    "cache_dir",
-)  # fmt: skip
-
 
 def _value(config: Train, key: str) -> Any:
     value: Any = config
@@ -105,8 +101,7 @@ def check(config: Train) -> tuple[Train, Subject]:
     """The settings with their nulls filled in, and the subject; UserError at the first thing that is wrong."""
     _refuse_added_keys(config)
     refuse_secrets(config)
-    for key in PATHS:
-        path_given(key, _value(config, key) or "")
+    check_places(config)
     for key, (is_right, remedy) in NUMBERS.items():
         if not is_right(_value(config, key)):
             raise UserError(f"{key}={_value(config, key)}: {remedy}.")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dreamlab.errors import UserError, did_you_mean
-from dreamlab.whole import path_given
+from dreamlab.places import path_given
 
 ALIASES = {"instance_data_dir": "instance_dir", "class_data_dir": "class_dir"}
 MOST_BYTES = 2**20  # thousands of subjects; a YAML of many megabytes is read for minutes

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import explained
+from dreamlab.places import check_places
 from dreamlab.quiet import quiet_libraries
 
 
@@ -19,7 +20,9 @@ def run(name: str, schema: type, act: Callable[[Any], object]) -> None:
     @hydra.main(config_path=conf_dir(), config_name=name, version_base="1.3")
     def command(raw: DictConfig) -> None:
         with explained():  # here too: Hydra would print a line of its own first
-            act(OmegaConf.to_object(raw))
+            settings = OmegaConf.to_object(raw)
+            check_places(settings)
+            act(settings)
 
     with explained(setting_names(schema)):
         command()

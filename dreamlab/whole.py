@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dreamlab.errors import UserError
-
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -73,16 +71,6 @@ def sweep(folder: Path, older_than_s: float = 0) -> None:
             is_old = older_than_s == 0 or time.time() - path.stat().st_mtime >= older_than_s
             if found and is_old and not _is_another(int(found[1])):
                 _remove(path)
-
-
-def path_given(key: str, text: str) -> Path:
-    """A path as a person types it, from the home sign on; UserError where no file could be called so."""
-    try:
-        if b"\0" in os.fsencode(text):
-            raise ValueError("it holds a null character")
-        return Path(text).expanduser()
-    except (RuntimeError, ValueError) as error:  # there is no such home, or the text has half a character
-        raise UserError(f"{key}={text!r} is no name of a file or folder: {error}. Give another.") from None
 
 
 def check_writable(folder: Path) -> None:

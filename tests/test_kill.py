@@ -88,11 +88,11 @@ def killed_at_random(
         before = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else None
         process = start()
         wait_for(lambda: run.metrics.is_file() and run.metrics.stat().st_mtime_ns != before, process, log)  # noqa: B023
+        time.sleep(moments.uniform(0, 3 * update_s))
         if number % 2:  # as something is being written
             folder = run.path / moments.choice(["resume", "snapshots"])
             kill(process, lambda: any(map(is_temporary, folder.glob(".*"))), time.monotonic() + 5 * update_s)  # noqa: B023
         else:
-            time.sleep(moments.uniform(0, 3 * update_s))
             kill(process, lambda: True)
         assert process.exitcode == -9, "the run was over before it could be killed"
         written += [path.relative_to(run.path).as_posix() for path in temporaries(run.path)]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,17 +11,19 @@ import pytest
 from conftest import Settings, noise_picture
 
 from dreamlab.command_lines import _hydra_value
-from dreamlab.commands import Evaluate, Export, Inspect, Report, Sample
+from dreamlab.commands import Bench, Evaluate, Export, Inspect, Report, Sample, Tokens
+from dreamlab.errors import UserError
 from dreamlab.evaluate import evaluate
 from dreamlab.export import export
 from dreamlab.inspect import inspect
 from dreamlab.models import BUNDLED
 from dreamlab.page import write_page
+from dreamlab.places import check_places
 from dreamlab.plan import pace
 from dreamlab.report import report
 from dreamlab.runs import RunDirectory
 from dreamlab.sample import sample
-from dreamlab.schema import Eval
+from dreamlab.schema import Eval, Model
 from dreamlab.train import train
 
 ODD = "Ünï cödé 犬 & co/it's [1], {x}=$HOME #%2"
@@ -80,3 +84,24 @@ def test_train_sample_evaluate_export_and_report(
     assert "другой" in page.read_text(encoding="utf-8")
     inspect(Inspect(instance_dir=one["instance_dir"], class_word="dog", out=str(place / "фото.html")))
     assert "фото 1&#39;s.png" in (place / "фото.html").read_text(encoding="utf-8")
+
+
+NO_HOME = "~nobody-of-this-name/x"
+NOWHERE = {
+    "run": Sample(run=NO_HOME), "vae": Export(vae=NO_HOME), "eval.dino": Evaluate(eval=Eval(dino=NO_HOME)),
+    "runs": Report(runs=["outputs/a", NO_HOME]), "folder": Report(folder="a\0b"),
+    "class_dir": Inspect(class_dir=NO_HOME),
+    "model.source": Tokens(model=Model(source=NO_HOME)), "out": Bench(out=NO_HOME),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NOWHERE)
+def test_a_path_that_can_be_none_is_named(key: str) -> None:
+    with pytest.raises(UserError, match=f"^{key}='.*' is no name of a file or folder: .* Give another.$"):
+        check_places(NOWHERE[key])
+
+
+def test_every_command_looks_at_its_paths_first() -> None:
+    command = [sys.executable, "-m", "dreamlab.export", f"run='{NO_HOME}'"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("dreamlab: run='~nobody") and "Traceback" not in done.stderr
