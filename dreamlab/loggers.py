@@ -1,8 +1,9 @@
 """Where metrics and samples go besides metrics.jsonl: W&B (offline without a key), CSV, TensorBoard, or nowhere."""
 
+import contextlib
 import netrc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,16 +64,51 @@ def open_wandb(
 def _give_up(error: Exception) -> None:
     """Say once in this process that the server is not to be had; later runs of a sweep don't ask again."""
     _given_up.append(True)
-    reason = without_secrets((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
-    told = f"W&B is not to be had ({reason}): the numbers stay in the run's wandb/, and `wandb sync` sends them later."
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    kept = "the numbers stay in the run's wandb/, and `wandb sync` sends them later."
+    _tell(f"W&B is not to be had ({_reason(error)}): {kept}")
+
+
+def _reason(error: Exception) -> str:
+    return without_secrets((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
+
+
+def _tell(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LastingWandbLogger(WandbLogger):
+    """Lightning's, but that a run goes on where W&B's own program dies; later numbers are in metrics.jsonl alone."""
+
+    is_dead = False
+
+    def log_metrics(self, *values: Any, **named: Any) -> None:
+        self._attempt(super().log_metrics, *values, **named)
+
+    def log_image(self, *values: Any, **named: Any) -> None:
+        self._attempt(super().log_image, *values, **named)
+
+    def log_table(self, *values: Any, **named: Any) -> None:
+        self._attempt(super().log_table, *values, **named)
+
+    def _attempt(self, tell: Callable[..., None], *values: Any, **named: Any) -> None:
+        import wandb
+
+        if self.is_dead:
+            return
+        try:
+            tell(*values, **named)
+        except (ConnectionError, wandb.Error) as error:
+            self.is_dead = True
+            _tell(f"W&B's own program has died ({_reason(error)}): the run goes on, its numbers are in metrics.jsonl.")
+            with contextlib.suppress(ConnectionError, wandb.Error):
+                wandb.teardown()  # the next run of this process starts another
 
 
 def _wandb(folder: Path, name: str, project: str, mode: str, **about: Any) -> Logger:
     experiment = open_wandb(folder, name, project, mode, **about)
     experiment.define_metric("trainer/global_step")  # Lightning's name for the update that a number belongs to
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=experiment)
+    return LastingWandbLogger(experiment=experiment)
 
 
 def make_logger(
@@ -128,7 +164,7 @@ def close(logger: Logger | None, succeeded: bool) -> None:
     if logger is None:
         return
     logger.finalize("success" if succeeded else "failed")
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, LastingWandbLogger) and not logger.is_dead:
         try:
             logger.experiment.finish(exit_code=0 if succeeded else 1)
         except Exception as error:  # in time, or at all: the program that sends may have died

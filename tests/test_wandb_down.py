@@ -9,12 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import wandb
+from conftest import Settings
 from wandb_files import history, records
 
 from dreamlab import loggers
 from dreamlab.loggers import close, make_logger
+from dreamlab.train import train
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 BUCKET = {
@@ -130,3 +133,28 @@ def test_a_key_of_another_form_is_a_line(
     close(make_logger("wandb", tmp_path, "run", "dreamlab", "auto"), succeeded=True)
     said = capsys.readouterr().err
     assert "W&B is not to be had (" in said and "not a key" not in said
+
+
+@pytest.mark.slow
+def test_a_run_outlives_the_program_that_w_and_b_starts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    tell = loggers.LastingWandbLogger._attempt
+
+    def killed_at_the_third(self: Any, act: Any, *values: Any, **named: Any) -> None:
+        if named.get("step") == 3 and not self.is_dead:
+            for process in psutil.Process().children():
+                if "wandb-core" in process.name():
+                    process.kill()
+                    process.wait()
+        tell(self, act, *values, **named)
+
+    monkeypatch.setattr(loggers.LastingWandbLogger, "_attempt", killed_at_the_third)
+    words = ("logger=wandb", "steps=5", "sample_every=5", "adapter=lora", "eval=none")
+    for name in ("first", "second"):
+        run = train(settings(*words, f"name={name}"))
+        assert run.status()["state"] == "finished" and len(run.read_metrics()) == 5
+    said = capsys.readouterr().err
+    assert said.count("W&B's own program has died (") == 2 and "Traceback" not in said
