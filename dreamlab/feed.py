@@ -15,7 +15,7 @@ from dreamlab import precision
 from dreamlab.data import Crops, ImageSet, Item, TrainingData
 from dreamlab.distill import Teacher
 from dreamlab.latents import LatentCache
-from dreamlab.models import Family, pick_device
+from dreamlab.models import Family, pick_device, vocabulary
 from dreamlab.module import DreamBooth
 from dreamlab.photos import digest
 from dreamlab.prior import class_images, fingerprint
@@ -59,7 +59,7 @@ def image_sets(config: Train, subject: Subject, model: Family) -> list[ImageSet]
 def _items(model: Family, photos: Sequence[Photo]) -> list[Item]:
     """Pictures with their prompts in tokens; a prompt that is cut short is told."""
     ids = {prompt: model.tokenize([prompt])[0] for prompt in {photo.prompt for photo in photos}}
-    counts, most = {prompt: model.count_tokens(prompt) for prompt in ids}, model.max_tokens()
+    counts, most = {prompt: vocabulary.count_tokens(model, prompt) for prompt in ids}, vocabulary.max_tokens(model)
     for prompt, count in counts.items():
         if count > most:
             console.print(f"The prompt {prompt!r} has {count} tokens and is cut to {most}.", markup=False)

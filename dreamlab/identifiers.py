@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamlab.errors import UserError
-from dreamlab.models import Family
+from dreamlab.models import Family, vocabulary
 
 LETTERS = 4  # of an identifier, at most
 COMMON = 0.5  # of the vocabulary's words: the more frequent ones
@@ -50,10 +50,10 @@ class Vocabulary:
 
     def __init__(self, model: Family) -> None:
         self.model = model
-        known = {word: number for word, number in model.words().items() if re.fullmatch("[a-z]+", word)}
+        known = {word: number for word, number in vocabulary.words(model).items() if re.fullmatch("[a-z]+", word)}
         self.words = sorted(known, key=known.__getitem__)
         self._ids = [known[word] for word in self.words]
-        table = model.token_embeddings()
+        table = vocabulary.token_embeddings(model)
         self._centre = table.mean(0)  # all have it in common, so that without it cosines tell more
         self._table = table
         frequent = self.words[: int(COMMON * len(self.words))]
@@ -62,7 +62,7 @@ class Vocabulary:
 
     def read(self, words: Sequence[str]) -> list[Reading]:
         """How each of `words` is read; a word of several pieces lies at their mean. UserError for no word at all."""
-        split = [self.model.pieces(word) for word in words]
+        split = [vocabulary.pieces(self.model, word) for word in words]
         for word, pieces in zip(words, split, strict=True):
             if not pieces:
                 raise UserError(f"token={word!r} is nothing to this model's tokenizer. Give a word such as zwx.")

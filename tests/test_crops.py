@@ -14,6 +14,7 @@ from dreamlab import assemble, feed
 from dreamlab.checks import check
 from dreamlab.data import Crops, ImageSet, Item, TrainingData
 from dreamlab.loss import dreambooth_loss, per_sample_error
+from dreamlab.models import vocabulary
 from dreamlab.photos import bucket, list_images
 from dreamlab.randomness import choice
 from dreamlab.resume import Start
@@ -188,7 +189,7 @@ def test_the_tutorials_quirks_change_what_they_say(settings: Settings, tmp_path:
     given = (f"instance_dir={tmp_path}", "data.crop=random", "data.pairing=by_index", "model.padding=longest")
     model, sets, _, batches = prepared(settings(*given, "data.background=black", "num_prior_images=3"))
     assert sets[0].image(0).getextrema() == ((0, 0),) * 3
-    longest = model.count_tokens("a photo of a zwx dog")
+    longest = vocabulary.count_tokens(model, "a photo of a zwx dog")
     for _ in range(6):
         batch = next(batches)
         assert batch.input_ids.shape == (2, longest)

@@ -27,7 +27,7 @@ from dreamlab.errors import UserError
 from dreamlab.evaluate import evaluate
 from dreamlab.export import export
 from dreamlab.inversion import ROWS, add_token, beginning, reading, tables
-from dreamlab.models import Family, load
+from dreamlab.models import Family, load, vocabulary
 from dreamlab.resume import Start
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Eval, Train
@@ -64,9 +64,9 @@ def test_a_new_word_begins_as_its_initializer_bit_for_bit(model: Family, vectors
 
 
 def test_tokens_of_the_initializer_are_averaged_or_repeated(model: Family) -> None:
-    ids = [number for word in ("cat", "dog", "bus") for _, number in model.pieces(word)]
+    ids = [number for word in ("cat", "dog", "bus") for _, number in vocabulary.pieces(model, word)]
     assert len(ids) == 3
-    cat, dog, bus = model.token_embeddings()[ids]
+    cat, dog, bus = vocabulary.token_embeddings(model)[ids]
     wanted = {1: [(cat + dog + bus) / 3], 2: [cat, (dog + bus) / 2], 3: [cat, dog, bus], 5: [cat, cat, dog, dog, bus]}
     for vectors, rows in wanted.items():
         torch.testing.assert_close(beginning(model, "cat dog bus", vectors)["text_encoder"], torch.stack(rows))
@@ -74,12 +74,12 @@ def test_tokens_of_the_initializer_are_averaged_or_repeated(model: Family) -> No
 
 def test_a_new_word_is_read_as_its_rows_and_nowhere_else(model: Family) -> None:
     words = ("a desk zwxy", "a zwx")
-    before, counted = [model.tokenize([text]) for text in words], model.count_tokens("a zwx dog")
-    first = len(model.token_embeddings())
+    before, counted = [model.tokenize([text]) for text in words], vocabulary.count_tokens(model, "a zwx dog")
+    first = len(vocabulary.token_embeddings(model))
     teach(model, "dog", vectors=3)
     assert torch.equal(model.tokenize([words[0]]), before[0]) and not torch.equal(model.tokenize([words[1]]), before[1])
     assert model.tokenize(["a zwx, dog"])[0, 2:5].tolist() == [first, first + 1, first + 2]
-    assert model.count_tokens("a zwx dog") == counted + 2
+    assert vocabulary.count_tokens(model, "a zwx dog") == counted + 2
     assert model.pipeline().maybe_convert_prompt("a zwx dog", model.tokenizers()["text_encoder"]) == (
         "a zwx zwx_1 zwx_2 dog"
     )
@@ -94,7 +94,7 @@ def test_tables_hold_two_words_and_grow_when_merged(model: Family) -> None:
     beside, size = text_of(model, "a zwx and a qxj"), model.parts()["text_encoder"].config.vocab_size
     with inversion.merged(model):
         assert torch.equal(text_of(model, "a zwx and a qxj"), beside) and not tables(model)
-        assert model.parts()["text_encoder"].config.vocab_size == size + 3 == len(model.token_embeddings())
+        assert model.parts()["text_encoder"].config.vocab_size == size + 3 == len(vocabulary.token_embeddings(model))
         told = inversion.added(model)
     assert {word: rows["text_encoder"].shape[0] for word, rows in told.items()} == {"zwx": 2, "qxj": 1}
     assert tables(model) and not torch.equal(beside, before)

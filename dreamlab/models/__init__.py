@@ -57,26 +57,6 @@ class Family(Protocol):
         """Token ids `(B, L)` int64, padded or cut to the text encoders' full length, one encoder's after another's."""
         ...
 
-    def max_tokens(self) -> int:
-        """How many tokens of a prompt are read; of what goes on, only a part or nothing."""
-        ...
-
-    def count_tokens(self, prompt: str) -> int:
-        """How many tokens a prompt has, its start and end included and nothing cut off."""
-        ...
-
-    def words(self) -> dict[str, int]:
-        """The words that are one token, with its id; a larger id is of a rarer word."""
-        ...
-
-    def pieces(self, word: str) -> list[tuple[str, int]]:
-        """Text and id of each token that a word of a prompt is read as."""
-        ...
-
-    def token_embeddings(self) -> Tensor:
-        """What each id is to the first text encoder before it has seen any other `(V, d)`, float32 on the CPU."""
-        ...
-
     def encoders(self) -> dict[str, nn.Module]:
         """The networks that `encode_images` uses."""
         ...

@@ -1,4 +1,4 @@
-"""What several families are made of: components of a diffusers folder, CLIP's tokens, a VAE's latents.
+"""What several families are made of: components of a diffusers folder, prompts' tokens, a VAE's latents.
 
 Functions of networks and tokenizers, for the families' files to call; a family that is made of other things needs none.
 """
@@ -17,8 +17,6 @@ from transformers import PreTrainedModel
 from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError
 from dreamlab.inversion import expanded
-
-END = "</w>"  # of a token of CLIP's that ends a word
 
 
 def load_part(
@@ -104,24 +102,6 @@ def open_file(pipeline: Any, file: str, config: str | None, kind: str, **options
         ) from error
 
 
-def words(tokenizer: Any) -> dict[str, int]:
-    """CLIP's tokens that end a word; ids are in the order in which byte pairs were merged, the frequent first."""
-    vocabulary = tokenizer.get_vocab()
-    return {token.removesuffix(END): number for token, number in vocabulary.items() if token.endswith(END)}
-
-
-def pieces(tokenizer: Any, word: str) -> list[tuple[str, int]]:
-    """Text and id of a word's tokens, CLIP's mark of a word's end left out."""
-    ids = tokenizer(word, add_special_tokens=False).input_ids
-    texts = tokenizer.convert_ids_to_tokens(ids)
-    return [(text.removesuffix(END), number) for text, number in zip(texts, ids, strict=True)]
-
-
-def count_tokens(tokenizer: Any, prompt: str) -> int:
-    """Tokens of a prompt with its start and end, nothing cut off."""
-    return len(tokenizer(expanded(tokenizer, [prompt])[0]).input_ids)
-
-
 def padded_ids(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> Tensor:
     """Token ids `(B, L)`, padded to the full length as at inference; padding shorter would train another input."""
     ids: Tensor = tokenizer(
@@ -129,12 +109,6 @@ def padded_ids(tokenizer: Any, prompts: Sequence[str], length: int | None = None
         max_length=length or tokenizer.model_max_length, return_tensors="pt",
     ).input_ids  # fmt: skip
     return ids
-
-
-def token_table(text_encoder: Any) -> Tensor:
-    """What each token is before an encoder has read any other `(V, d)`, float32 on the CPU."""
-    table: Tensor = text_encoder.get_input_embeddings().weight.detach().float().cpu()
-    return table
 
 
 def read_and_rest(

@@ -87,29 +87,9 @@ class StableDiffusionXL:
         """The VAE that encodes photos."""
         return {"vae": self.own_vae or self.vae}
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt with its start and end; both tokenizers split alike."""
-        return parts.count_tokens(self.tokenizer, prompt)
-
     def tokenizers(self) -> dict[str, Any]:
         """Both of CLIP."""
         return {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
-
-    def max_tokens(self) -> int:
-        """CLIP's length."""
-        return int(self.tokenizer.model_max_length)
-
-    def words(self) -> dict[str, int]:
-        """CLIP's words."""
-        return parts.words(self.tokenizer)
-
-    def pieces(self, word: str) -> list[tuple[str, int]]:
-        """A word's tokens of CLIP."""
-        return parts.pieces(self.tokenizer, word)
-
-    def token_embeddings(self) -> Tensor:
-        """The first text encoder's table `(V, d)`."""
-        return parts.token_table(self.text_encoder)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, 2 * 77)`: the second encoder's, which pads with another token, after the first's."""

@@ -76,29 +76,9 @@ class StableDiffusion:
         """The VAE that encodes photos."""
         return {"vae": self.own_vae or self.vae}
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt with its start and end."""
-        return parts.count_tokens(self.tokenizer, prompt)
-
     def tokenizers(self) -> dict[str, Any]:
         """CLIP's."""
         return {"text_encoder": self.tokenizer}
-
-    def max_tokens(self) -> int:
-        """CLIP's length."""
-        return int(self.tokenizer.model_max_length)
-
-    def words(self) -> dict[str, int]:
-        """CLIP's words."""
-        return parts.words(self.tokenizer)
-
-    def pieces(self, word: str) -> list[tuple[str, int]]:
-        """A word's tokens of CLIP."""
-        return parts.pieces(self.tokenizer, word)
-
-    def token_embeddings(self) -> Tensor:
-        """The text encoder's table `(V, d)`."""
-        return parts.token_table(self.text_encoder)
 
     def latent_factor(self) -> int:
         """The VAE's f."""

@@ -98,30 +98,10 @@ class StableDiffusion3:
         """The VAE that encodes photos."""
         return {"vae": self.own_vae or self.vae}
 
-    def count_tokens(self, prompt: str) -> int:
-        """CLIP's tokens of a prompt with its start and end."""
-        return parts.count_tokens(self.tokenizer, prompt)
-
     def tokenizers(self) -> dict[str, Any]:
         """Those of both CLIPs and of T5."""
         suffixes = {"text_encoder": "", "text_encoder_2": "_2", "text_encoder_3": "_3"}
         return {part: getattr(self, f"tokenizer{suffix}") for part, suffix in suffixes.items() if part in self.parts()}
-
-    def max_tokens(self) -> int:
-        """CLIP's length; T5 reads on."""
-        return int(self.tokenizer.model_max_length)
-
-    def words(self) -> dict[str, int]:
-        """CLIP's words."""
-        return parts.words(self.tokenizer)
-
-    def pieces(self, word: str) -> list[tuple[str, int]]:
-        """A word's tokens of CLIP."""
-        return parts.pieces(self.tokenizer, word)
-
-    def token_embeddings(self) -> Tensor:
-        """The first text encoder's table `(V, d)`."""
-        return parts.token_table(self.text_encoder)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `(B, 77 + 77 + 256)` of both CLIPs and T5, or without T5 `(B, 77 + 77)`."""
@@ -132,7 +112,7 @@ class StableDiffusion3:
 
     def encode_text(self, input_ids: Tensor) -> Conditioning:
         """`hidden` `(B, 77 + 256, D)`, CLIP's part of it padded with zeros, and `pooled` `(B, d1 + d2)`."""
-        length, skipped = self.max_tokens(), self.options.clip_skip
+        length, skipped = self.tokenizer.model_max_length, self.options.clip_skip
         hidden, pooled = parts.penultimate(self.text_encoder, input_ids[:, :length], skipped)
         hidden_2, pooled_2 = parts.penultimate(self.text_encoder_2, input_ids[:, length : 2 * length], skipped)
         of_clip, width = torch.cat([hidden, hidden_2], dim=-1), self.transformer.config.joint_attention_dim
