@@ -53,7 +53,7 @@ def test_a_photos_black_half_has_no_gradient_through_the_whole_run(settings: Set
         mask = Image.new("L", (64, 64), 255)
         mask.paste(0, (0, 0, 32, 64))
         mask.save(tmp_path / f"{number}.mask.png")
-    model, _sets, module, batches = prepared(settings(f"instance_dir={tmp_path}", "data.mask=file"))
+    model, _sets, module, batches = prepared(settings(f"instance_dir={tmp_path}", "data.mask=file", "resolution=64"))
     batch = next(batches)
     assert batch.mask is not None and batch.mask.shape == (2, 1, 16, 16)
     assert batch.mask[0, 0, :, :8].max() == 0 and batch.mask[0, 0, :, 8:].min() == 1
@@ -125,7 +125,8 @@ def test_an_update_holds_one_shape_and_a_pass_shows_every_photo_once(tmp_path: P
 def test_class_images_take_the_shape_of_the_photos_beside_them_and_all_of_it_trains(
     settings: Settings, tmp_path: Path
 ) -> None:
-    config = settings(f"instance_dir={shaped_photos(tmp_path)}", "data.buckets=true", "batch_size=2", "data.flip=true")
+    words = ("resolution=64", "data.buckets=true", "batch_size=2", "data.flip=true")
+    config = settings(f"instance_dir={shaped_photos(tmp_path)}", *words)
     _model, sets, module, batches = prepared(config)
     assert set(sets[0].shapes) == {(48, 80), (80, 48), (64, 64)}
     shapes = set()
@@ -186,7 +187,8 @@ def test_the_tutorials_quirks_change_what_they_say(settings: Settings, tmp_path:
     half.putalpha(0)
     half.save(tmp_path / "0.png")
     noise_picture(2).save(tmp_path / "1.png")
-    given = (f"instance_dir={tmp_path}", "data.crop=random", "data.pairing=by_index", "model.padding=longest")
+    data_words = ("resolution=64", "data.crop=random", "data.pairing=by_index", "model.padding=longest")
+    given = (f"instance_dir={tmp_path}", *data_words)
     model, sets, _, batches = prepared(settings(*given, "data.background=black", "num_prior_images=3"))
     assert sets[0].image(0).getextrema() == ((0, 0),) * 3
     longest = vocabulary.count_tokens(model, "a photo of a zwx dog")

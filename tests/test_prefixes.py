@@ -70,7 +70,7 @@ def test_which_runs_are_one_training(settings: Settings) -> None:
         return training_key(*check(settings(*words)))
 
     assert key("steps=5") == key("steps=9") == key("steps=9", "eval=standard", "sampling.steps=9", "prompts=[]")
-    assert len({key(), key("lr=3e-4"), key("seed=5"), key("prior_weight=0"), key("resolution=32")}) == 5
+    assert len({key(), key("lr=3e-4"), key("seed=5"), key("prior_weight=0"), key("resolution=64")}) == 5
     assert key("schedule=constant_with_warmup", "schedule.warmup=2", "steps=5") == key(
         "schedule=constant_with_warmup", "schedule.warmup=2", "steps=9"
     )

@@ -113,7 +113,7 @@ def test_sampling_at_every_update_leaves_the_training_as_it_is(train_run: TrainR
 
 @pytest.mark.slow
 def test_diffusers_alone_draws_the_runs_samples_from_its_saved_model(train_run: TrainRun) -> None:
-    run = train_run("lr=1e-4", "sampling.steps=4", "sampling.guidance=4")
+    run = train_run("resolution=64", "lr=1e-4", "sampling.steps=4", "sampling.guidance=4")
     pipe = StableDiffusionPipeline.from_pretrained(run.model)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     drawn = pipe(

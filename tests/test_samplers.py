@@ -113,7 +113,7 @@ def test_a_run_without_a_model_is_named(
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared photos are not here")
 def test_a_run_on_real_photos_draws_its_samples_again_in_another_process(train_run: TrainRun, tmp_path: Path) -> None:
-    run = train_run(f"instance_dir={SHARED}", "class_word=teapot", "lr=1e-3", "sampling.guidance=3")
+    run = train_run(f"instance_dir={SHARED}", "class_word=teapot", "resolution=64", "lr=1e-3", "sampling.guidance=3")
     assert len(run.read_card()["photos"]) >= 4 and len(run.read_metrics()) == 2
     out, log = tmp_path / "drawn", tmp_path / "log.txt"
     words = (f"run={run.path}", "prompt=a photo of a zwx teapot", "n=2", "steps=2", f"out={out}", "device=cpu")
