@@ -20,7 +20,7 @@ from dreamlab.data import Batch
 from dreamlab.diffusion import NoiseSchedule, add_noise, min_snr_weights, target
 from dreamlab.loss import Losses, dreambooth_loss
 from dreamlab.models import Conditioning, Family
-from dreamlab.optim import parameter_groups
+from dreamlab.optim import fuse_on_cpu, parameter_groups
 from dreamlab.pivotal import Inversion
 from dreamlab.randomness import Use, normal, timesteps
 from dreamlab.shares import total_norm
@@ -185,6 +185,7 @@ class DreamBooth(LightningModule):
         embedding_lr = self.inversion.lr if self.inversion is not None else None
         groups = parameter_groups(dict(self.trained.items()), self.lr, self.text_encoder_lr, embedding_lr)
         optimizer = self._optimizer(groups, lr=self.lr)
+        fuse_on_cpu(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -54,6 +54,15 @@ def _in_chunks(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield chunk
 
 
+def fuse_on_cpu(optimizer: Any) -> None:
+    """Let torch's Adam and AdamW pass once over weights that lie on the CPU, which takes a quarter of the time."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:  # not by its argument: that would also claim to unscale fp16's gradients
+        if group["foreach"] is None and all(weight.device.type == "cpu" for weight in group["params"]):
+            group["fused"] = True
+
+
 def step(optimizer: Any) -> None:
     """One step, on a GPU without waiting for it: bitsandbytes' own waits after every single weight."""
     if "bitsandbytes" not in type(optimizer).__module__ or optimizer.is_paged:

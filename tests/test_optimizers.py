@@ -11,6 +11,7 @@ from dreamlab.checks import check
 from dreamlab.config import build, conf_dir
 from dreamlab.errors import UserError
 from dreamlab.models import Family
+from dreamlab.optim import fuse_on_cpu
 
 NAMES = sorted(path.stem for path in (Path(conf_dir()) / "optimizer").glob("*.yaml"))
 
@@ -60,3 +61,25 @@ def test_without_the_package_its_extra_is_named(settings: Settings, monkeypatch:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)  # as Python itself marks a package that can't be imported
     with pytest.raises(UserError, match=r"prodigyopt.*pip install 'dreamlab\[prodigy\]'"):
         check(settings("optimizer=prodigy"))
+
+
+def test_one_pass_over_each_weight_steps_as_several_do() -> None:
+    ends = []
+    for kind in (torch.optim.AdamW, torch.optim.Adam):
+        for is_fused in (False, True):
+            weight = torch.nn.Parameter(torch.linspace(-1, 1, 1001))
+            optimizer = kind([{"params": [weight], "name": "unet"}], lr=1e-2, weight_decay=0.1)
+            if is_fused:
+                fuse_on_cpu(optimizer)
+            assert bool(optimizer.param_groups[0]["fused"]) is is_fused
+            for _ in range(20):
+                optimizer.zero_grad()
+                (weight**3).sum().backward()
+                optimizer.step()
+            ends.append(weight.detach())
+        torch.testing.assert_close(ends[-1], ends[-2], atol=1e-6, rtol=1e-5)
+        assert (ends[-1] - torch.linspace(-1, 1, 1001)).abs().mean() > 0.05
+    others = (torch.optim.SGD([weight], lr=1e-2), torch.optim.AdamW([weight], lr=1e-2, foreach=True))
+    for optimizer in others:
+        fuse_on_cpu(optimizer)
+        assert not optimizer.param_groups[0]["fused"]
