@@ -153,16 +153,18 @@ def test_the_command_line_judges_and_tells(tmp_path: Path) -> None:
 
 
 def test_auto_is_the_run_that_the_chosen_token_names(
-    settings: Settings, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    settings: Settings, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(naming, "SHORTLIST", 6)
     naming._chosen.clear()
-    config, subject = check(settings("token=auto", "out=same"))
+    out = f"out={tmp_path}"
+    config, subject = check(settings("token=auto", out))
     told = " ".join(capsys.readouterr().err.split())
     assert config.token not in ("auto", "") and subject.concepts[0].token == config.token
     assert config.instance_prompt == f"a photo of a {config.token} dog"
     assert f"token=auto: {config.token}," in told
-    assert folder_of(config, subject) == folder_of(*check(settings(f"token={config.token}", "out=same")))
+    assert folder_of(config, subject) == folder_of(*check(settings(f"token={config.token}", out)))
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         plan = make_plan([[*tiny, "token=auto"], [*tiny, f"token={config.token}"]])
     assert {member.settings["token"] for member in plan.members} == {config.token}
