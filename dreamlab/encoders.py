@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from dreamlab.errors import UserError, did_you_mean
+from dreamlab.errors import UserError, did_you_mean, first_line
 from dreamlab.hub import go_offline_if_silent
 from dreamlab.preprocessing import Colour, Preprocessing, read_preprocessing
 
@@ -152,7 +152,7 @@ def load(source: str, device: torch.device | str = "cpu") -> Encoder:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(where) if kind.read else None
     except Exception as error:  # a damaged file raises what its format's reader likes
-        raise UserError(f"The encoder {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"The encoder {source!r} cannot be loaded: {first_line(error)}") from None
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise UserError(f"The encoder {source!r} lacks {len(missing)} weights, such as {missing[0]!r}. Get it anew.")

@@ -47,6 +47,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return hint + listing
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library's says first, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _translate(error: BaseException, keys: Iterable[str]) -> str:
     """A Hydra or OmegaConf error as one sentence."""
     text = str(error)
@@ -70,7 +75,7 @@ def _translate(error: BaseException, keys: Iterable[str]) -> str:
     if override and isinstance(cause, OmegaConfBaseException):
         reason = str(cause).splitlines()[0].rstrip(".")
         return f"{override.group(1)!r} does not fit: {reason}. `--help` shows what each setting takes."
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return first_line(error)
 
 
 def _of_the_disk(error: OSError) -> str:

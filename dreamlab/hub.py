@@ -6,7 +6,7 @@ Called before anything is read from the hub.
 
 import functools
 
-from dreamlab.progress import console
+from dreamlab.progress import say
 
 WAIT_S = 10.0
 
@@ -25,4 +25,4 @@ def go_offline_if_silent() -> None:
         told = (
             f"The hub, {constants.ENDPOINT}, does not answer ({error or type(error).__name__}): only what was fetched"
         )
-        console.print(f"{told} before is used.", markup=False, highlight=False, soft_wrap=True)
+        say(f"{told} before is used.")

@@ -85,20 +85,20 @@ def warn(config: Train, subject: "Subject") -> None:
 @functools.lru_cache(maxsize=64)
 def _warn_of_classes(source: str, class_words: "tuple[str, ...]") -> None:
     """Say which classes the miniature model has never seen."""
-    from dreamlab.progress import console
+    from dreamlab.progress import say
     from dreamlab.prompt_sets import unknown_to
 
     for class_word in class_words:
         told = unknown_to(source, class_word)
         if told:
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
+            say(told)
 
 
 @functools.lru_cache(maxsize=64)
 def _warn_once(cases: "tuple[Case, ...]", digest: str) -> None:
     """Once for all trainings of a sweep on these photos."""
     from dreamlab.doctor import diagnose
-    from dreamlab.progress import console
+    from dreamlab.progress import console, say
 
     for case in cases:
         try:
@@ -108,7 +108,7 @@ def _warn_once(cases: "tuple[Case, ...]", digest: str) -> None:
             continue
         for remark in remarks:
             if remark.weight != "note":
-                console.print(f"Photos: {remark.sentence}", markup=False, highlight=False, soft_wrap=True)
+                say(f"Photos: {remark.sentence}")
 
 
 def _judge(encoder: str) -> "Judge":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dreamlab.data import Moments
 from dreamlab.photos import Loading, Region
-from dreamlab.progress import console
+from dreamlab.progress import say
 from dreamlab.runs import written_whole
 from dreamlab.turns import one_at_a_time
 
@@ -57,7 +57,7 @@ class LatentCache:
         except OSError as error:
             if not self._is_told:
                 told = f"{self.folder} cannot be written ({error.strerror}): every run will encode its pictures anew."
-                console.print(told, markup=False, highlight=False, soft_wrap=True)
+                say(told)
             self._is_told = True
         return mean, std
 

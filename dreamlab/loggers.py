@@ -12,8 +12,8 @@ from urllib.parse import urlparse
 from PIL.Image import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dreamlab.errors import UserError
-from dreamlab.progress import console
+from dreamlab.errors import UserError, first_line
+from dreamlab.progress import say
 from dreamlab.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -65,15 +65,11 @@ def _give_up(error: Exception) -> None:
     """Say once in this process that the server is not to be had; later runs of a sweep don't ask again."""
     _given_up.append(True)
     kept = "the numbers stay in the run's wandb/, and `wandb sync` sends them later."
-    _tell(f"W&B is not to be had ({_reason(error)}): {kept}")
+    say(f"W&B is not to be had ({_reason(error)}): {kept}")
 
 
 def _reason(error: Exception) -> str:
-    return without_secrets((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
-
-
-def _tell(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return without_secrets(first_line(error).rstrip("."))
 
 
 class LastingWandbLogger(WandbLogger):
@@ -99,7 +95,7 @@ class LastingWandbLogger(WandbLogger):
             tell(*values, **named)
         except (ConnectionError, wandb.Error) as error:
             self.is_dead = True
-            _tell(f"W&B's own program has died ({_reason(error)}): the run goes on, its numbers are in metrics.jsonl.")
+            say(f"W&B's own program has died ({_reason(error)}): the run goes on, its numbers are in metrics.jsonl.")
             with contextlib.suppress(ConnectionError, wandb.Error):
                 wandb.teardown()  # the next run of this process starts another
 

@@ -12,7 +12,7 @@ from dreamlab.identifiers import LETTERS, Vocabulary, doubt
 from dreamlab.inversion import tables
 from dreamlab.models import Family, pick_device
 from dreamlab.processes import local_rank
-from dreamlab.progress import console
+from dreamlab.progress import say
 from dreamlab.runs import cache_dir
 from dreamlab.schema import Train
 from dreamlab.subject import Subject
@@ -32,11 +32,10 @@ def best_identifier(config: Train, class_word: str) -> str:
         best = trial.search(LETTERS, SHORTLIST)[0]
         _chosen[key] = best.reading.word
         if local_rank() == 0:
-            console.print(
+            say(
                 f"token=auto: {best.reading.word}, {best.pull:.2g} of what a word such as blue says to this model"
                 f" (python -m dreamlab.tokens class_word={class_word!r} lists the others).",
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            )
     return _chosen[key]
 
 
@@ -47,7 +46,6 @@ def warn_of_identifiers(model: Family, subject: Subject) -> None:
     for reading in Vocabulary(model).read([concept.token for concept in subject.concepts]):
         reason = doubt(reading)
         if reason:
-            console.print(
+            say(
                 f"token={reading.word} {reason}: python -m dreamlab.tokens finds better ones, token=auto takes one.",
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            )

@@ -1,4 +1,4 @@
-"""Progress bars with an ETA, one look for class images, training and sampling.
+"""What the person sees beside a result: sentences, and progress bars with an ETA, all of one look.
 
 Where stderr is a file they are lines, not bars.
 """
@@ -10,6 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+
+
+def say(sentence: str) -> None:
+    """Tell the person a sentence as it is, whatever signs are in it."""
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dreamlab.compare import NAMES, OVERLAID, Comparison
 from dreamlab.contact_sheet import Shot, pictures_of
 from dreamlab.loggers import open_wandb
 from dreamlab.members import DRIFT, FIDELITY, Member, number_columns
-from dreamlab.progress import console
+from dreamlab.progress import say
 from dreamlab.secrets import without_secrets
 from dreamlab.thumbnails import shrunk
 
@@ -40,7 +40,7 @@ def log_sweep(
             run.log({"sweep/runs": sweep_table(comparison), **_scatter(comparison), **_page(page)})
         is_online, entity = not (run.offline or run.disabled), run.entity
     except (wandb.Error, OSError) as error:
-        _tell(f"dreamlab: the sweep is not in W&B ({_in_a_line(error)}); its page is {page}.")
+        say(f"dreamlab: the sweep is not in W&B ({_in_a_line(error)}); its page is {page}.")
         return
     if is_online:
         save_report(entity, project, group)
@@ -128,7 +128,7 @@ def _page(page: Path) -> dict[str, Any]:
     import wandb
 
     if page.stat().st_size > MAX_PAGE_BYTES:
-        _tell(f"dreamlab: {page} is too large for W&B, which has the rest of the sweep.")
+        say(f"dreamlab: {page} is too large for W&B, which has the rest of the sweep.")
         return {}
     return {"sweep/page": wandb.Html(page.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)}
 
@@ -143,7 +143,7 @@ def save_report(entity: str, project: str, group: str) -> None:
         told = "dreamlab: for a W&B report of a sweep, pip install 'dreamlab[workspaces]'."
     except Exception as error:  # the package is a preview and speaks to a server: whatever fails, the sweep is done
         told = f"dreamlab: there is no W&B report of the sweep ({_in_a_line(error)})."
-    _tell(told)
+    say(told)
 
 
 def sweep_report(entity: str, project: str, group: str) -> Any:
@@ -172,10 +172,6 @@ def sweep_report(entity: str, project: str, group: str) -> Any:
         entity=entity, project=project, title=f"Sweep {group}"[:128], description=about, width="fluid",
         blocks=[reports.P(about), reports.PanelGrid(runsets=[runs], panels=[scatter, *lines])],
     )  # fmt: skip
-
-
-def _tell(sentence: str) -> None:
-    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _in_a_line(error: BaseException) -> str:

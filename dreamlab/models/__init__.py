@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamlab.diffusion import NoiseSchedule
-from dreamlab.errors import UserError, did_you_mean
+from dreamlab.errors import UserError, did_you_mean, first_line
 from dreamlab.hub import go_offline_if_silent
 from dreamlab.models.families import FAMILIES, family_in
 from dreamlab.processes import local_rank
@@ -213,5 +213,5 @@ def _explained(source: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(f"Could not load the model {source!r}: {reason}. Give one that is whole.") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dreamlab.diffusion import PREDICTION_TYPES
-from dreamlab.errors import UserError
+from dreamlab.errors import UserError, first_line
 from dreamlab.inversion import expanded
 
 
@@ -33,7 +33,7 @@ def load_part(
         if options.get("variant"):
             return load_part(part, source, subfolder, revision, None)
         where = "folder" if Path(source).is_dir() else "hub model"
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"Could not load {subfolder or 'the model'} of the {where} {source!r}: {reason}") from error
 
 
@@ -42,7 +42,7 @@ def told_by(pipeline: Any, source: str, revision: str | None) -> dict[str, Any]:
     try:
         return dict(pipeline.load_config(source, revision=revision))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"Could not load the model {source!r}: {reason}") from error
 
 
@@ -95,7 +95,7 @@ def open_file(pipeline: Any, file: str, config: str | None, kind: str, **options
             **options,
         )  # fmt: skip
     except Exception as error:  # diffusers, torch and safetensors each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"Could not load the model file {file!r}: {reason} If it is a {kind} checkpoint, name a diffusers folder or"
             " hub id of the same kind: config=... (model.config=... when training)."
