@@ -13,7 +13,18 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import bookkeeping, callbacks, checkpoints, learning, loggers, precision, processes, shares
+from dreamlab import (
+    bookkeeping,
+    callbacks,
+    checkpoints,
+    frozen,
+    learning,
+    loggers,
+    pivotal,
+    precision,
+    processes,
+    shares,
+)  # fmt: skip
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
 from dreamlab.captured import Captured, compile_parts, obstacle
@@ -64,6 +75,9 @@ def base_model(config: Train) -> Family:
     options = Options(chosen.clip_skip, zero_snr, chosen.encode_with_own_vae, without)
     model = load(chosen.family, chosen.source, chosen.revision, chosen.variant, chosen.vae, chosen.config, options)
     model.fingerprint = fingerprint(model.parts())
+    if pivotal.kind_of_weights(config.adapter) in frozen.BESIDE and config.precision != "fp32":
+        networks = [part for name, part in model.parts().items() if name != "vae"]  # it leaves the GPU anyway
+        frozen.keep_in(precision.forward_dtype(config.precision), networks)
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to(device)
     use_attention(chosen.attention, model.parts().values())

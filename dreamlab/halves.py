@@ -20,11 +20,16 @@ CALLED_AS = ("forward", "decode")  # what a pipeline calls of them
 @contextmanager
 def halved(networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
     """Networks whose weights are `dtype` in the block, and which take and give float32; a VAE is never compiled."""
-    tensors = [one for network in networks for one in (*network.parameters(), *network.buffers())]
-    own = [(one, one.data) for one in tensors if one.is_floating_point()]
+    weights = [(weight, weight.data) for network in networks for weight in network.parameters()]
+    buffers = [  # by their places, since a network that moves to another device gets new ones
+        (module, name, buffer) for network in networks for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()
+    ]  # fmt: skip
     try:
-        for one, data in own:
-            one.data = data.to(dtype)
+        for weight, own in weights:
+            weight.data = own.to(dtype)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.to(dtype))
         for network in networks:
             for name in CALLED_AS:
                 if hasattr(network, name):
@@ -34,8 +39,10 @@ def halved(networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = Fa
                     setattr(network, name, _at_the_border(call, dtype))
         yield
     finally:
-        for one, data in own:
-            one.data = data
+        for weight, own in weights:
+            weight.data = own
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
         for network in networks:
             for name in CALLED_AS:
                 network.__dict__.pop(name, None)  # the class's own shows again

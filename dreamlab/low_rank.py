@@ -134,6 +134,8 @@ def insert(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # peft draws from the global generator, on the CPU
             inject_adapter_in_model(peft_config(adapter, names), parts[part])
+        for weight in adapter_weights(parts[part]).values():  # peft gives them the dtype of their layers
+            weight.data = weight.data.float()
 
 
 def adapter_weights(network: nn.Module) -> dict[str, nn.Parameter]:

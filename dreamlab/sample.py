@@ -33,6 +33,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
 }
+ALONE_PX = 512 * 512  # a picture of so many pixels keeps a GPU busy by itself, and sixteen take gigabytes
 FLOW_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # of flow matching
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
@@ -102,8 +103,9 @@ def draw(
 
     check_sampler("sampler", sampler.name, model.family)
     pipe = model.pipeline()
+    pipe.vae.use_slicing = sampler.height * sampler.width >= ALONE_PX  # decodes one after another
     own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), sampler.is_compiled)
-    with _resting(model, device), torch.no_grad(), autocast(precision, device), halved:
+    with halved, _resting(model, device), torch.no_grad(), autocast(precision, device):
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own

@@ -86,6 +86,7 @@ class StableDiffusion3:
             parts.check_clip_skip(self.options.clip_skip, encoder, unread=1)
         if self.text_encoder_3 is not None:  # it overflows in fp16
             self.text_encoder_3.forward = parts.in_float32(self.text_encoder_3.forward)
+            self.text_encoder_3.stays_float32 = True
         fresh = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)  # drawing changes a scheduler's
         self.schedule: NoiseSchedule = flow_schedule(fresh.sigmas.flip(0))
 
