@@ -23,7 +23,6 @@ from dreamlab import (
     pivotal,
     precision,
     processes,
-    shares,
 )  # fmt: skip
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
@@ -220,7 +219,7 @@ def trainer(
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[
-            shares.SharedOutPrecision(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
+            precision.shared_out(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
         ],
         logger=False, callbacks=watching, default_root_dir=logs[0].run.path, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

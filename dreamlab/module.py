@@ -23,7 +23,7 @@ from dreamlab.models import Conditioning, Family
 from dreamlab.optim import fuse_on_cpu, parameter_groups
 from dreamlab.pivotal import Inversion
 from dreamlab.randomness import Use, normal, timesteps
-from dreamlab.shares import total_norm
+from dreamlab.shares import clip, total_norm
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,15 @@ class DreamBooth(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep the gradient's norm as it was before clipping, and the rates before the schedule moves on."""
         are_shares = isinstance(self.trainer.strategy, FSDPStrategy)
-        self.grad_norm = total_norm(list(self.trained.parameters()), are_shares)
+        self.grad_norm = total_norm(_weights(optimizer), are_shares)
         self.keep_rates(optimizer)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: int | float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning's hook, right after the one before: clip by the norm found there, of shares of weights, too."""
+        if gradient_clip_val is not None:
+            clip(_weights(optimizer), self.grad_norm, gradient_clip_val)
 
     def keep_rates(self, optimizer: Optimizer) -> None:
         """Note the learning rates of this update."""
@@ -206,3 +213,8 @@ class DreamBooth(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         if self.inversion is not None:
             self.inversion.settle()
+
+
+def _weights(optimizer: Optimizer) -> list[Tensor]:
+    """All that learns; a walk through the networks would take milliseconds."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.plugins.precision import FSDPPrecision, MixedPrecision, Precision
 from torch import Tensor
 
 from dreamlab.errors import UserError, did_you_mean
@@ -119,3 +119,9 @@ def plugin(name: str, device: torch.device, seed: int) -> Precision:
     if name == "fp16":
         return Scaled(device)
     return Pure(device, seed) if name == "bf16_pure" else MixedPrecision("bf16-mixed", device.type)
+
+
+def shared_out(name: str) -> Precision:
+    """The same for weights shared out between processes, which plain autocast and scaler don't know."""
+    names: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    return FSDPPrecision(names[name])

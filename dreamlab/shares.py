@@ -1,16 +1,12 @@
-"""Gradients of which each process holds a share (FSDP): their norm, and clipping by it.
+"""The norm of gradients, also of those of which each process holds a share (FSDP), and what clipping multiplies by.
 
-Lightning's own FSDP plugin refuses to clip by norm. Called by module.py, which logs the norm, and assemble.py.
+Lightning's own FSDP plugin refuses to clip by norm. Called by module.py, which logs the norm, and stepping.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from pytorch_lightning.plugins.precision import FSDPPrecision
 from torch import Tensor
-
-SHARDED_PRECISION: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
@@ -35,15 +31,8 @@ def clip_factor(norm: Tensor, most: float) -> Tensor:
     return (most / (norm + 1e-6)).clamp(max=1)
 
 
-class SharedOutPrecision(FSDPPrecision):
-    """Lightning's precision for shares of weights, which plain autocast and scaler don't know, with clipping."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(SHARDED_PRECISION[name])
-
-    def clip_grad_by_norm(self, optimizer: Any, clip_val: float, *_: Any, **__: Any) -> None:
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        factor = clip_factor(total_norm(weights, are_shares=True), clip_val)
-        for weight in weights:
-            if weight.grad is not None:
-                weight.grad.mul_(factor)
+def clip(weights: Sequence[Tensor], norm: Tensor, most: float) -> None:
+    """Scale all gradients, whose norm together is `norm`, so that it is at most `most`."""
+    factor = clip_factor(norm, most)
+    if factor.device.type != "cpu" or factor != 1:  # a GPU isn't asked, which would be to wait for it
+        torch._foreach_mul_([weight.grad for weight in weights if weight.grad is not None], factor)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import Settings, start_command, weights_of
 
+from dreamlab import shares
 from dreamlab.checks import check
 from dreamlab.errors import UserError
 from dreamlab.runs import RunDirectory
-from dreamlab.shares import SharedOutPrecision, total_norm
+from dreamlab.shares import total_norm
 
 SGD = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay", "~optimizer.eps")
 
@@ -64,9 +65,9 @@ def clip(rank: int, meeting_point: str, results: Any) -> None:
     torch.distributed.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=2)
     weight, empty = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(0))
     weight.grad = torch.tensor([3.0 + rank])
-    norm = total_norm([weight, empty], are_shares=True).item()
-    SharedOutPrecision("fp32").clip_grad_by_norm(torch.optim.SGD([weight, empty], lr=1), 1.0)
-    results[rank] = (norm, weight.grad.item())
+    norm = total_norm([weight, empty], are_shares=True)
+    shares.clip([weight, empty], norm, 1.0)
+    results[rank] = (norm.item(), weight.grad.item())
     torch.distributed.destroy_process_group()
 
 
