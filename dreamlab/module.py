@@ -166,7 +166,9 @@ class DreamBooth(LightningModule):
         if self.trains_text:
             has_stopped = self.text_encoder_stop is not None and update >= self.text_encoder_stop
             with torch.set_grad_enabled(torch.is_grad_enabled() and not has_stopped):
-                return self.model.encode_text(input_ids)  # without gradients, optimizers pass its weights over
+                # Once for samples with the same prompt. Without gradients, optimizers pass its weights over
+                distinct, places = torch.unique(input_ids, dim=0, return_inverse=True)
+                return {name: value[places] for name, value in self.model.encode_text(distinct).items()}
         rows = [tuple(row) for row in input_ids.tolist()]
         unread = [row for row in dict.fromkeys(rows) if row not in self._texts]
         if unread:
