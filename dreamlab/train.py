@@ -89,7 +89,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
             guards.enter_context(one.run.guarded(one.start.signature, start.update))
             log = RunLog(one.run, one.config.steps, one.start.signature)
             followed.append(Following(one.config, one.subject, log, load))
-        guards.enter_context(explained_shortage())
+        guards.enter_context(explained_shortage(config))
         model = assemble.base_model(config)
         learning.add_words(config, subject, model)
         if not joins:

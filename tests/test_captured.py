@@ -142,11 +142,12 @@ def test_too_little_memory_becomes_a_sentence_that_names_what_fits(
     assert "too small" in RunDirectory(next(tmp_path.iterdir())).status()["message"]
 
 
-def test_too_little_memory_of_the_machine_is_a_sentence_too() -> None:
+def test_too_little_memory_of_the_machine_is_a_sentence_too(settings: Settings) -> None:
+    config = settings()
     for exhaust in (lambda: torch.empty(2**50), lambda: bytes(2**60)):
-        with pytest.raises(UserError, match="machine's memory is too small"), explained_shortage():
+        with pytest.raises(UserError, match="machine's memory is too small"), explained_shortage(config):
             exhaust()
-    with pytest.raises(RuntimeError, match="shape"), explained_shortage():
+    with pytest.raises(RuntimeError, match="shape"), explained_shortage(config):
         torch.zeros(3).view(2, 2)
 
 
@@ -156,7 +157,7 @@ def test_the_estimate_is_near_what_was_measured_at_full_size(settings: Settings)
         trained = torch.nn.ModuleDict(
             {name: torch.nn.ParameterList([torch.nn.Parameter(torch.empty(n))]) for name, n in counts.items()}
         )
-    model = SimpleNamespace(latent_factor=lambda: 8)
+    model = SimpleNamespace(latent_factor=lambda: 8, family="stable_diffusion")
     for word, measured in (("24gb", 15.55), ("16gb", 10.05), ("12gb", 7.98)):
         config = settings(f"hardware={word}", "resolution=512")
         got = estimate_gib(config, SimpleNamespace(trained=trained, model=model))  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ from transformers import (
 
 from dreamlab.models import BUNDLED
 
+WHERE = "cuda" if torch.cuda.is_available() else "cpu"  # weights are drawn: seconds on a GPU, minutes elsewhere
 UNET_XL: dict[str, Any] = {
     "sample_size": 128, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -113,11 +114,13 @@ def pipeline(family: str, has_t5: bool) -> Any:
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
             timestep_spacing="leading",
         )  # fmt: skip
-        made: Any = networks_xl(words)
+        with torch.device(WHERE):
+            made: Any = networks_xl(words)
         return StableDiffusionXLPipeline(
             **made, tokenizer=words, tokenizer_2=words, scheduler=scheduler, add_watermarker=False
         )  # fmt: skip
-    made = {"text_encoder_3": None, **networks_35(words, has_t5)}
+    with torch.device(WHERE):
+        made = {"text_encoder_3": None, **networks_35(words, has_t5)}
     return StableDiffusion3Pipeline(
         **made, tokenizer=words, tokenizer_2=words, tokenizer_3=t5_tokenizer() if has_t5 else None,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
