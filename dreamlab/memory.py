@@ -31,11 +31,16 @@ def estimate_gib(config: Train, module: DreamBooth) -> float:
     is_pure = config.precision == "bf16_pure"
     weights = sum(weight.numel() * weight.element_size() for weight in module.trained.parameters())
     moments = trained * MOMENT_BYTES.get(str(config.optimizer["_target_"]).rpartition(".")[2], 8)
-    wide = [weight.numel() for weight in module.trained.parameters() if weight.dtype == torch.float32]
-    casts = 0 if is_pure or config.precision == "fp32" else 2 * sum(wide)
+    recomputes = config.model.gradient_checkpointing
+    # Autocast keeps what it makes of a weight that learns; of another the backward pass does, unless it recomputes
+    cast = [
+        weight.numel() for weight in module.trained.parameters()
+        if weight.dtype == torch.float32 and (weight.requires_grad or not recomputes)
+    ]  # fmt: skip
+    casts = 0 if is_pure or config.precision == "fp32" else 2 * sum(cast)
     images = config.batch_size * (2 if config.prior_weight > 0 else 1)
     pixels = (config.resolution / module.model.latent_factor()) ** 2
-    forward = casts + images * pixels * KEPT_BYTES[module.model.family][config.model.gradient_checkpointing]
+    forward = casts + images * pixels * KEPT_BYTES[module.model.family][recomputes]
     is_half = is_pure or (config.precision != "fp32" and "bitsandbytes" in str(config.optimizer["_target_"]))
     return float(weights + moments + max(trained * (2 if is_half else 4), forward)) / GIB
 

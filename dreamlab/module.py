@@ -173,7 +173,7 @@ class DreamBooth(LightningModule):
         unread = [row for row in dict.fromkeys(rows) if row not in self._texts]
         if unread:
             with torch.no_grad():
-                read = self.model.encode_frozen_text(torch.tensor(unread, device=input_ids.device))
+                read = self.model.encode_frozen_text(torch.tensor(unread, device=self.device))
             for number, row in enumerate(unread):
                 self._texts[row] = {name: value[number : number + 1] for name, value in read.items()}
         return {name: torch.cat([self._texts[row][name] for row in rows]) for name in self._texts[rows[0]]}
