@@ -7,6 +7,7 @@ have arrived, all of them at the latest before a state is kept and at the end. C
 import time
 from collections import deque
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from dreamlab.callbacks import Updates, peak_gib
 from dreamlab.finiteness import Finiteness
-from dreamlab.loss import masked_mean
 from dreamlab.runlog import RunLog
 
 MOST_WAITING = 8  # updates whose numbers are under way; more of them and the CPU waits, so that Ctrl-C is quick
@@ -92,13 +92,13 @@ class Metrics(Updates):
             self._finiteness.check(oldest.update, row)  # written all the same: it shows what broke
 
     def _row(self, arrived: Waiting, module: Any) -> dict[str, float]:
-        errors, timesteps, is_prior = arrived.samples
+        errors, timesteps, is_prior = arrived.samples.tolist()
         took_s = arrived.time_s - self._since_s
         if arrived.done is not None:
             took_s = self._before.elapsed_time(arrived.done) / 1000
         self._since_s, self._before = arrived.time_s, arrived.done
         losses = mean_losses(
-            errors, timesteps.long(), is_prior.bool(), module.objective.prior_weight, len(module.model.schedule)
+            errors, timesteps, is_prior, module.objective.prior_weight, len(module.model.schedule)
         )  # fmt: skip
         named = dict(zip(arrived.names, arrived.named.tolist(), strict=True))
         return {**losses, **named, **arrived.known, "perf/images_per_s": self.images_per_update / max(took_s, 1e-9)}
@@ -114,16 +114,22 @@ def _mark(device: torch.device) -> Any:
 
 
 def mean_losses(
-    errors: Tensor, timesteps: Tensor, is_prior: Tensor, prior_weight: float, num_train_timesteps: int
-) -> dict[str, float]:
-    """The loss, its halves, and each half by quarters of the noise schedule, from an update's samples `(N,)`.
+    errors: Sequence[float], timesteps: Sequence[int], is_prior: Sequence[bool], prior_weight: float,
+    num_train_timesteps: int,
+) -> dict[str, float]:  # fmt: skip
+    """The loss, its halves, and each half by quarters of the noise schedule, from an update's samples.
 
     Quarter 1 holds the least noise. A quarter or a half without a sample has no entry, but for the prior's loss: 0.
     """
-    errors, quarters = errors.double(), timesteps * 4 // num_train_timesteps + 1
-    instance, prior = (masked_mean(errors, half).item() for half in (~is_prior, is_prior))
-    row = {"train/loss": instance + prior_weight * prior, "train/loss_instance": instance, "train/loss_prior": prior}
-    for name, half in (("instance", ~is_prior), ("prior", is_prior)):
-        for quarter in sorted(set(quarters[half].tolist())):
-            row[f"train/loss_{name}_q{quarter}"] = errors[half & (quarters == quarter)].mean().item()
+    quarters = [int(step) * 4 // num_train_timesteps + 1 for step in timesteps]
+    told = list(zip(errors, quarters, is_prior, strict=True))
+    halves = {name: [(e, q) for e, q, p in told if p == (name == "prior")] for name in ("instance", "prior")}
+    mean = {name: fmean(error for error, _ in half) if half else 0.0 for name, half in halves.items()}
+    row = {
+        "train/loss": mean["instance"] + prior_weight * mean["prior"],
+        "train/loss_instance": mean["instance"], "train/loss_prior": mean["prior"],
+    }  # fmt: skip
+    for name, half in halves.items():
+        for quarter in sorted({quarter for _, quarter in half}):
+            row[f"train/loss_{name}_q{quarter}"] = fmean(error for error, of in half if of == quarter)
     return row

@@ -120,9 +120,7 @@ def test_clip_skip_is_trained_and_sampled_with(train_run: TrainRun) -> None:
 
 
 def test_losses_are_told_by_half_and_quarter() -> None:
-    errors = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0])
-    timesteps = torch.tensor([0, 249, 250, 999, 500])
-    row = mean_losses(errors, timesteps, torch.tensor([False, False, True, True, True]), 0.5, 1000)
+    row = mean_losses([1.0, 2.0, 3.0, 5.0, 8.0], [0, 249, 250, 999, 500], [False, False, True, True, True], 0.5, 1000)
     assert row == {
         "train/loss": 1.5 + 0.5 * 16 / 3, "train/loss_instance": 1.5, "train/loss_prior": 16 / 3,
         "train/loss_instance_q1": 1.5, "train/loss_prior_q2": 3.0, "train/loss_prior_q3": 8.0,
