@@ -107,7 +107,10 @@ def show(machine: Row, rows: Sequence[Row]) -> None:
     terminal = Console()
     terminal.print(machine_line(machine), markup=False, highlight=False)
     for kind, columns in TABLES.items():
-        table = Table(kind, *(title for title, _ in columns))
+        table = Table(padding=0)  # all of it fits into 80 columns, as a log has them
+        table.add_column(kind, no_wrap=True)
+        for title, _ in columns:
+            table.add_column(title, justify="right")
         for row in rows:
             if row["kind"] == kind and "error" not in row:
                 table.add_row(*_cells(row, columns))
