@@ -13,17 +13,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from dreamlab import (
-    bookkeeping,
-    callbacks,
-    checkpoints,
-    frozen,
-    learning,
-    loggers,
-    pivotal,
-    precision,
-    processes,
-)  # fmt: skip
+from dreamlab import bookkeeping, callbacks, checkpoints, frozen, learning, loggers, pivotal, precision, processes
 from dreamlab.attention import use_attention
 from dreamlab.average import Average
 from dreamlab.captured import Captured, compile_parts, obstacle

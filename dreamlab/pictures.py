@@ -11,6 +11,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreamlab.runs import written_whole
 
+FAST = 3  # of PNG's 9 levels: photos get 1-6% larger than with the usual 6, in 40% of the time
+
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Write a PNG whose `dreamlab` chunk holds `settings` as JSON; `parameters` repeats them for A1111's reader."""
@@ -21,7 +23,7 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
     lines = [str(settings.get("prompt", "")), *([f"Negative prompt: {negative}"] if negative else []), shown]
     info.add_itxt("parameters", "\n".join(lines))
     with written_whole(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format="PNG", pnginfo=info, compress_level=FAST)
 
 
 def save_picture(image: Image.Image, path: Path, settings: Mapping[str, Any], jpeg_quality: int | None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dreamlab.joined import Joined, join
 from dreamlab.randomness import Use, torch_generator
 from dreamlab.rounding import round_stochastically, step_rounded
-from dreamlab.shares import clip_factor, norm_of, total_norm
+from dreamlab.shares import clip, clip_factor, norm_of, total_norm
 
 IN_HALF = (nn.Linear, nn.Conv2d)  # what autocast computes in half precision, gradients of weights included
 
@@ -97,7 +97,7 @@ class Inside:
         learning = [weight for weight in self.weights if weight.grad is not None]
         self.norm = total_norm(learning, are_shares=False)
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(learning, self.max_grad_norm, self.norm)
+            clip(learning, self.norm, self.max_grad_norm)
         with self._capturable(optimizer):
             self.scaler.step(optimizer) if self.scaler else optimizer.step()
         if self.scaler:
