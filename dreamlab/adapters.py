@@ -36,7 +36,10 @@ SUBSETS: dict[str, dict[str, str]] = {
         "mid": r"^mid_block\.",
         "up": r"^up_blocks\.",
     },
-    "transformer": {"attention": r"\.attn2?\.", "feed_forward": r"\.ff(_context)?\."},
+    "transformer": {
+        "attention": r"\.attn2?\.",
+        "feed_forward": r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)\.",
+    },
     "text_encoder": _CLIP,
     "text_encoder_2": _CLIP,
 }

@@ -200,12 +200,14 @@ class Captured(Precision):
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
     from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
+    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 
+    repeated = (BasicTransformerBlock, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
     if how == "off":
         return
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
-            if how == "full" or isinstance(module, BasicTransformerBlock | JointTransformerBlock):
+            if how == "full" or isinstance(module, repeated):
                 module.compile()
 
 

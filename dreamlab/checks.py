@@ -20,7 +20,7 @@ from dreamlab.loggers import KINDS as LOGGERS
 from dreamlab.low_rank import KINDS as LOW_RANK
 from dreamlab.low_rank import check_low_rank
 from dreamlab.models import find, is_snapshot, pick_device
-from dreamlab.models.families import FAMILIES, family_in
+from dreamlab.models.families import FAMILIES, check_negative, family_in
 from dreamlab.optim import check_optimizer
 from dreamlab.pivotal import KINDS as INVERSIONS
 from dreamlab.pivotal import check_inversion, check_tokens, kind_of_weights, normal
@@ -158,6 +158,8 @@ def check_family(config: Train) -> None:
         sampler = getattr(config, group).sampler
         if sampler:
             check_sampler(f"{group}.sampler", sampler, name)
+    for group in ("prior", "sampling"):
+        check_negative(f"{group}.negative_prompt", getattr(config, group).negative_prompt, name)
     for part in config.model.without:
         if part not in row.optional:
             raise UserError(f"model.without has {part!r}: {name} needs it. Leave it out of the list.")

@@ -34,7 +34,7 @@ TARGETS: dict[str, dict[str, str]] = {
     },
     "transformer": {
         "attention": r"\.attn2?\.(to_(q|k|v|out\.0|add_out)|add_(q|k|v)_proj)$",
-        "feed_forward": r"\.ff(_context)?\.net\.(0\.proj|2)$",
+        "feed_forward": r"\.ff(_context)?\.net\.(0\.proj|2)$|\.single_transformer_blocks\.\d+\.proj_(mlp|out)$",
     },
     "text_encoder": _CLIP,
     "text_encoder_2": _CLIP,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dreamlab import entry
 from dreamlab.commands import Sample
 from dreamlab.errors import UserError, did_you_mean
-from dreamlab.models.families import FAMILIES, sampler_of
+from dreamlab.models.families import FAMILIES, check_negative, sampler_of
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +187,7 @@ def sample(settings: Sample) -> Path:
     family = family_of(source)
     settings = replace(settings, sampler=settings.sampler or sampler_of(family))
     check_sampler("sampler", str(settings.sampler), family)
+    check_negative("negative_prompt", settings.negative_prompt, family)
     step_px = FAMILIES[family].side_px
     if any(side is not None and side % step_px for side in (settings.height, settings.width)):
         raise UserError(f"height={settings.height}, width={settings.width}: {family} takes multiples of {step_px} px.")

@@ -11,11 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import integrate
 from scipy.special import logit
 from test_update import prepared
-from tiny_models import save_tiny_3, save_tiny_xl
+from tiny_models import save_tiny_3, save_tiny_flux, save_tiny_xl
 from torch.nn.functional import mse_loss
 
 from dreamlab import feed
 from dreamlab.diffusion import add_noise, flow_schedule, target
+from dreamlab.errors import UserError
 from dreamlab.halves import halved
 from dreamlab.models import Options, load
 from dreamlab.randomness import timesteps
@@ -80,7 +81,7 @@ def test_loss_is_the_plain_velocity_loss(settings: Settings, tmp_path: Path) -> 
     torch.testing.assert_close(module.moments(batch)[0], shifted)
 
 
-@pytest.mark.parametrize("make", [save_tiny_3, save_tiny_xl])
+@pytest.mark.parametrize("make", [save_tiny_3, save_tiny_xl, save_tiny_flux])
 def test_a_network_that_draws_in_half_precision_is_told_timesteps_and_sizes_exactly(make: Any, tmp_path: Path) -> None:
     model = load(None, str(make(tmp_path / "model")))
     (name,) = {"transformer", "unet"} & model.parts().keys()
@@ -97,6 +98,29 @@ def test_a_network_that_draws_in_half_precision_is_told_timesteps_and_sizes_exac
         low = {key: value.bfloat16() for key, value in text.items()}
         theirs = model.predict(latents.bfloat16(), told, {**low, "sizes": sizes})
     assert ours.dtype == torch.float32 and torch.equal(ours, theirs.float())
+
+
+def test_flux_packs_latents_and_tells_places_as_its_pipeline_does(tmp_path: Path) -> None:
+    """One Euler step of the pipeline from noise, without a VAE, at the strength of guidance that is taught."""
+    model = load(None, str(save_tiny_flux(tmp_path / "model")))
+    assert model.family == "flux" and model.default_resolution() == 1024
+    pipe, side = model.pipeline(), 64
+    drawn = pipe(
+        "a photo of a dog", num_inference_steps=1, guidance_scale=1.0, height=side, width=2 * side,
+        generator=torch.Generator().manual_seed(3), output_type="latent",
+    ).images[0]  # fmt: skip
+    height, width = side // model.latent_factor(), 2 * side // model.latent_factor()
+    noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        text = model.encode_text(model.tokenize(["a photo of a dog"]))
+        velocity = model.predict(noise, torch.tensor([1000.0]), text)
+    unpacked = pipe._unpack_latents(drawn[None], side, 2 * side, pipe.vae_scale_factor)
+    torch.testing.assert_close(noise - velocity, unpacked, rtol=1e-5, atol=1e-5)  # from sigma 1 to 0
+
+
+def test_flux_reads_no_layer_of_clip(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="clip_skip=1"):
+        load(None, str(save_tiny_flux(tmp_path / "model")), options=Options(clip_skip=1))
 
 
 def test_without_t5_zeros_stand_for_it(tmp_path: Path) -> None:

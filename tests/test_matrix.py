@@ -9,7 +9,7 @@ from conftest import Settings, TrainRun, are_identical, weights_in
 from diffusers import DiffusionPipeline
 from PIL import Image
 from test_captured import fitted
-from tiny_models import save_tiny, save_tiny_3, save_tiny_xl
+from tiny_models import save_tiny, save_tiny_3, save_tiny_flux, save_tiny_xl
 
 from dreamlab.checks import check
 from dreamlab.commands import Export, Sample
@@ -24,6 +24,7 @@ ROWS = {  # family -> what makes a tiny folder of it, its file in conf/model, wh
     "stable_diffusion": (lambda folder: save_tiny(2, folder), "sd21", "unet,text_encoder"),
     "sdxl": (save_tiny_xl, "sdxl", "unet,text_encoder,text_encoder_2"),
     "stable_diffusion_3": (save_tiny_3, "sd35", "transformer"),
+    "flux": (save_tiny_flux, "flux", "transformer"),
 }
 MEASURED = ("eval=quick", "eval.moments=1", "eval.far=1", "eval.class_images=1", "eval.unrelated=1", "eval.steps=2",
             "eval.probes=1", "model.dino=pocket-dino", "model.clip=pocket-clip")  # fmt: skip
@@ -54,7 +55,7 @@ def test_no_family_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("family", "adapter"),
     [("stable_diffusion", "lora")]  # the other adapters with it: test_lora.py, test_families.py
-    + [(family, adapter) for family in ("sdxl", "stable_diffusion_3") for adapter in ("full", "lora", "dora", "lokr")],
+    + [(family, adapter) for family in [*ROWS][1:] for adapter in ("full", "lora", "dora", "lokr")],
 )
 def test_a_family_with_an_adapter_goes_the_whole_way(
     train_run: TrainRun, folders: dict[str, Path], tmp_path: Path, family: str, adapter: str
@@ -114,7 +115,13 @@ def drawn_by_diffusers(base: Path, adapter: Path, family: str, guidance: float) 
 
 
 @pytest.mark.parametrize(
-    ("family", "more"), [("sdxl", "adapter.train=[unet]"), ("sdxl", "batch_size=2"), ("stable_diffusion_3", "steps=3")]
+    ("family", "more"),
+    [
+        ("sdxl", "adapter.train=[unet]"),
+        ("sdxl", "batch_size=2"),
+        ("stable_diffusion_3", "steps=3"),
+        ("flux", "steps=3"),
+    ],
 )
 def test_replayed_updates_have_a_buffer_for_all_that_a_network_is_told(
     settings: Settings, folders: dict[str, Path], tmp_path: Path, family: str, more: str
@@ -131,6 +138,7 @@ def test_settings_of_another_kind_of_model_are_refused_before_it_is_loaded(
 ) -> None:
     source = f"model.source={folders['stable_diffusion_3']}"
     flow = ("model=sd35", source, "resolution=64")
+    flux = ("model=flux", f"model.source={folders['flux']}", "resolution=64")
     for words, told in {
         (*flow, "objective.min_snr_gamma=5"): "is a flow",
         (*flow, "objective.zero_terminal_snr=true"): "noise alone already",
@@ -142,6 +150,8 @@ def test_settings_of_another_kind_of_model_are_refused_before_it_is_loaded(
         (source,): "family stable_diffusion_3, not stable_diffusion",
         ("model.padding=longest", "model=sdxl", f"model.source={folders['sdxl']}", "resolution=64"): "several",
         ("sampling.sampler=flow_euler",): r"sampling\.sampler=flow_euler can't draw",
+        (*flux, "sampling.negative_prompt=blurry"): r"sampling\.negative_prompt='blurry'.*no negative prompt",
+        (*flux, "adapter=textual_inversion"): "read no new words",
     }.items():
         with pytest.raises(UserError, match=told):
             check(settings(*words))

@@ -1,4 +1,4 @@
-"""Random models with the shapes of Stable Diffusion 1, 2, XL and 3, narrow enough to train on a CPU in a test.
+"""Random models with the shapes of Stable Diffusion 1, 2, XL, 3 and FLUX.1, narrow enough to train on a CPU in a test.
 
 Version 1 predicts epsilon and reads CLIP (quick GELU, convolutions around its attention); version 2 predicts v and
 reads OpenCLIP (GELU, linear layers around its attention, one head per `attention_head_dim` channels).
@@ -13,6 +13,8 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -145,6 +147,32 @@ def t5_tokenizer() -> T5TokenizerFast:
     """Letters and spaces."""
     letters = [(letter, -1.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
     return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], extra_ids=0)
+
+
+def save_tiny_flux(folder: Path) -> Path:
+    """A diffusers folder of a tiny random FLUX.1 dev: a block of two streams and one of a single one."""
+    one, two = tokenizer_of_77(), t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        t5 = T5Config(
+            d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(two),
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        pipe = FluxPipeline(
+            transformer=FluxTransformer2DModel(
+                in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+                joint_attention_dim=128, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+            ),
+            vae=vae(latent_channels=16, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False,
+                    use_post_quant_conv=False, force_upcast=True),
+            text_encoder=CLIPTextModel(clip(one, 2)), tokenizer=one,
+            text_encoder_2=T5EncoderModel(t5), tokenizer_2=two,
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
+            ),
+        )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
 
 
 def save_tiny_3(folder: Path, has_t5: bool = True) -> Path:

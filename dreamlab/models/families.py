@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamlab.errors import UserError
+
 DIFFUSION = ("ddim", "pndm", "lms", "dpm++", "euler")  # keys of dreamlab.sample.SAMPLERS
 FLOW = ("flow_euler",)
 
@@ -27,6 +29,7 @@ class Row:
     optional: tuple[str, ...] = ()  # parts that model.without may leave out
     has_single_file: bool = True  # dreamlab.export knows its layout in one file, and kohya's names
     reads_new_words: bool = True  # diffusers' pipeline knows what a token of several rows is
+    has_negative: bool = True  # guidance is away from another prompt
 
 
 FAMILIES = {
@@ -42,6 +45,10 @@ FAMILIES = {
         ("transformer", "text_encoder", "text_encoder_2"), FLOW, 16, True, ("text_encoder_3",), has_single_file=False,
         reads_new_words=False,
     ),
+    "flux": Row(
+        "dreamlab.models.flux.Flux", "FluxPipeline", ("transformer", "text_encoder"), FLOW, 16, True,
+        has_single_file=False, reads_new_words=False, has_negative=False,
+    ),
 }  # fmt: skip
 
 
@@ -49,6 +56,12 @@ def sampler_of(family: str, *, is_quick: bool = False) -> str:
     """What draws with a family unless somebody says otherwise; `is_quick`: what needs the fewest steps."""
     samplers = FAMILIES[family].samplers
     return "dpm++" if is_quick and "dpm++" in samplers else samplers[0]
+
+
+def check_negative(key: str, prompt: str, family: str) -> None:
+    """Raise UserError for a negative prompt that a family would pass over; `key` is the setting's name."""
+    if prompt and not FAMILIES[family].has_negative:
+        raise UserError(f"{key}={prompt!r}: {family} has no negative prompt. Leave it out.")
 
 
 def family_in(source: str, revision: str | None = None, default: str = "stable_diffusion") -> str:
@@ -78,6 +91,7 @@ def _pipeline_of_file(path: Path) -> str | None:
     marks = {
         "conditioner.embedders.1.model.ln_final.weight": "StableDiffusionXLPipeline",
         "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "StableDiffusion3Pipeline",
+        "double_blocks.0.img_attn.qkv.weight": "FluxPipeline",
     }
     names = _names_in(path)
     return next((pipeline for mark, pipeline in marks.items() if mark in names), None)
