@@ -61,7 +61,7 @@ def _total_gib() -> float:
 
 
 def _remedy(total_gib: float, config: Train) -> str:
-    if config.model.family != "stable_diffusion":
+    if config.model.family != "stable_diffusion":  # the presets' figures are of that one
         smaller = {
             "adapter=lora": config.adapter.kind == "full",
             "model.gradient_checkpointing=true": not config.model.gradient_checkpointing,

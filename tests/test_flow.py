@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Settings
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from scipy import integrate
 from scipy.special import logit
 from test_update import prepared
@@ -18,6 +18,7 @@ from dreamlab import feed
 from dreamlab.diffusion import add_noise, flow_schedule, target
 from dreamlab.errors import UserError
 from dreamlab.halves import halved
+from dreamlab.low_rank import layers_of
 from dreamlab.models import Options, load
 from dreamlab.randomness import timesteps
 from dreamlab.resume import Start
@@ -116,6 +117,16 @@ def test_flux_packs_latents_and_tells_places_as_its_pipeline_does(tmp_path: Path
         velocity = model.predict(noise, torch.tensor([1000.0]), text)
     unpacked = pipe._unpack_latents(drawn[None], side, 2 * side, pipe.vae_scale_factor)
     torch.testing.assert_close(noise - velocity, unpacked, rtol=1e-5, atol=1e-5)  # from sigma 1 to 0
+
+
+def test_flux_of_full_size_has_the_published_weights_and_an_adapter_beside_every_attention_layer() -> None:
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(guidance_embeds=True)  # diffusers' defaults are those of dev
+    assert sum(weight.numel() for weight in network.parameters()) == 11_901_408_320
+    chosen = layers_of("transformer", network, ["attention"], [""])
+    assert len(chosen) == 19 * 8 + 38 * 3  # q, k, v, out of picture and text; the single stream's out is its MLP's, too
+    more = layers_of("transformer", network, ["attention", "feed_forward"], [""])
+    assert len(more) == len(chosen) + 19 * 4 + 38 * 2
 
 
 def test_flux_reads_no_layer_of_clip(tmp_path: Path) -> None:
