@@ -5,10 +5,9 @@ size and beside whatever other prompts. Sampling leaves the networks as it found
 global random state.
 """
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,37 +59,6 @@ def make_scheduler(name: str, config: Any) -> Any:
     return getattr(diffusers, class_name).from_config(config, **options)
 
 
-@contextlib.contextmanager
-def _resting(model: "Family", device: "torch.device") -> Iterator[None]:
-    """Every network on `device` and in eval mode; each one's place and each module's mode put back afterwards."""
-    parts = list(model.parts().values())
-    homes = [next(part.parameters()).device for part in parts]
-    modules = [module for part in parts for module in part.modules()]
-    modes = [module.training for module in modules]
-    for part in parts:
-        part.eval().to(device)
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for part, home in zip(parts, homes, strict=True):
-            part.to(home)
-
-
-def _words(model: "Family", prompts: list[str], negative_prompt: str, device: "torch.device") -> dict[str, Any]:
-    """The pipeline's prompts, or, where text encoder layers are left out, what the encoder makes of them.
-
-    No negative prompt is none: to some models that is another thing than an empty one.
-    """
-    negative = [negative_prompt] * len(prompts)
-    if not model.options.clip_skip:  # diffusers has an option for it, which fails with transformers 5
-        return {"prompt": prompts, "negative_prompt": negative if negative_prompt else None}
-    encoded = [model.encode_text(model.tokenize(words).to(device)) for words in (prompts, negative)]
-    # Some pipelines give latents the dtype of the text, and a sampler needs float32
-    return model.prompt_words(*({name: value.float() for name, value in text.items()} for text in encoded))
-
-
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
@@ -100,18 +68,20 @@ def draw(
 
     from dreamlab.halves import drawing_in
     from dreamlab.precision import autocast, forward_dtype
+    from dreamlab.resting import told
 
     check_sampler("sampler", sampler.name, model.family)
     pipe = model.pipeline()
     pipe.vae.use_slicing = sampler.height * sampler.width >= ALONE_PX  # decodes one after another
     own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), sampler.is_compiled)
-    with halved, _resting(model, device), torch.no_grad(), autocast(precision, device):
+    words = told(model, pipe, prompts, sampler.negative_prompt, device)
+    with halved, torch.no_grad(), autocast(precision, device), words as words_of:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
             pipe.scheduler = make_scheduler(sampler.name, own)
             images = pipe(
-                **_words(model, list(prompts[batch]), sampler.negative_prompt, device),
+                **words_of(batch),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,

@@ -22,6 +22,7 @@ from dreamlab.low_rank import layers_of
 from dreamlab.models import Options, load
 from dreamlab.randomness import timesteps
 from dreamlab.resume import Start
+from dreamlab.sample import Sampler, draw
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 998, 999])
 
@@ -127,6 +128,32 @@ def test_flux_of_full_size_has_the_published_weights_and_an_adapter_beside_every
     assert len(chosen) == 19 * 8 + 38 * 3  # q, k, v, out of picture and text; the single stream's out is its MLP's, too
     more = layers_of("transformer", network, ["attention", "feed_forward"], [""])
     assert len(more) == len(chosen) + 19 * 4 + 38 * 2
+
+
+@pytest.mark.parametrize("make", [save_tiny_3, save_tiny_flux])
+def test_drawing_reads_each_prompt_once_and_draws_what_the_pipeline_would(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5 is large: it is not to be on the GPU with the rest, and not to be brought there for each batch."""
+    model, drawn, read = load(None, str(make(tmp_path / "model"))), {}, []
+    encode = model.encode_text
+
+    def counted(ids: torch.Tensor) -> Any:
+        read.append(len(ids))
+        return encode(ids)
+
+    monkeypatch.setattr(model, "encode_text", counted)
+    pipe, asked = model.pipeline(), ["a dog", "a cat", "a dog", "a cat"]
+    how = Sampler("flow_euler", 2, 3.0, "", 32, 32)
+    draw(model, asked, range(4), how, device=torch.device("cpu"), precision="fp32", batch_size=3,
+         on_image=drawn.__setitem__)  # fmt: skip
+    assert read == [1, 1, 1], "both, and the empty prompt that guidance is away from"
+    for number, prompt in enumerate(asked):
+        stream = torch.Generator().manual_seed(number)
+        theirs = pipe(prompt, generator=stream, num_inference_steps=2, guidance_scale=3.0, height=32, width=32).images[
+            0
+        ]
+        assert np.abs(np.asarray(drawn[number]).astype(int) - np.asarray(theirs)).max() <= 1
 
 
 def test_flux_reads_no_layer_of_clip(tmp_path: Path) -> None:

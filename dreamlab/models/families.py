@@ -30,6 +30,7 @@ class Row:
     has_single_file: bool = True  # dreamlab.export knows its layout in one file, and kohya's names
     reads_new_words: bool = True  # diffusers' pipeline knows what a token of several rows is
     has_negative: bool = True  # guidance is away from another prompt
+    reads_first: bool = False  # its text encoders are so large that drawing reads all prompts and puts them away
 
 
 FAMILIES = {
@@ -43,11 +44,11 @@ FAMILIES = {
     "stable_diffusion_3": Row(
         "dreamlab.models.stable_diffusion_3.StableDiffusion3", "StableDiffusion3Pipeline",
         ("transformer", "text_encoder", "text_encoder_2"), FLOW, 16, True, ("text_encoder_3",), has_single_file=False,
-        reads_new_words=False,
+        reads_new_words=False, reads_first=True,
     ),
     "flux": Row(
         "dreamlab.models.flux.Flux", "FluxPipeline", ("transformer", "text_encoder"), FLOW, 16, True,
-        has_single_file=False, reads_new_words=False, has_negative=False,
+        has_single_file=False, reads_new_words=False, has_negative=False, reads_first=True,
     ),
 }  # fmt: skip
 

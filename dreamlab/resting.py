@@ -1,0 +1,81 @@
+"""Where networks are while pictures are drawn: on the device for as long as they are needed, and back where they were.
+
+T5, the text encoder of the large families, is 19 GB in float32. There each prompt is read once, before anything else is
+on the device. Called by sample.py.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dreamlab.models import Family
+from dreamlab.models.families import FAMILIES
+
+TEXT = "text_encoder"  # begins the names of parts that read prompts
+Words = Callable[[slice], dict[str, Any]]
+
+
+@contextlib.contextmanager
+def resting(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Networks on `device` and in eval mode; each one's place and each module's mode put back afterwards."""
+    homes = [next(part.parameters()).device for part in parts]
+    modules = [module for part in parts for module in part.modules()]
+    modes = [module.training for module in modules]
+    for part in parts:
+        part.eval().to(device)
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for part, home in zip(parts, homes, strict=True):
+            part.to(home)
+
+
+@contextlib.contextmanager
+def told(
+    model: Family, pipe: Any, prompts: Sequence[str], negative_prompt: str, device: torch.device
+) -> Iterator[Words]:  # fmt: skip
+    """All that draws on `device`; yields what `pipe` is told of some of the prompts.
+
+    These are the prompts or, where text encoder layers are left out or each prompt is read first, what encoders make of
+    them. No negative prompt is none: to some models that is another thing than an empty one.
+    """
+    encoders = {name: part for name, part in model.parts().items() if name.startswith(TEXT)}
+    rest = [part for name, part in model.parts().items() if name not in encoders]
+    reads_first = FAMILIES[model.family].reads_first
+    with contextlib.ExitStack() as held:
+        if not reads_first:
+            held.enter_context(resting([*rest, *encoders.values()], device))
+        if reads_first or model.options.clip_skip:  # diffusers has an option for it, which fails with transformers 5
+            with resting([*encoders.values()], device):
+                words = _read(model, prompts, negative_prompt, device)
+        else:
+            words = partial(_plain, prompts, negative_prompt)
+        if reads_first:
+            pipe.register_modules(**dict.fromkeys(encoders))  # none: it would work where they are
+            held.enter_context(resting(rest, device))
+        yield words
+
+
+def _plain(prompts: Sequence[str], negative_prompt: str, batch: slice) -> dict[str, Any]:
+    asked = list(prompts[batch])
+    return {"prompt": asked, "negative_prompt": [negative_prompt] * len(asked) if negative_prompt else None}
+
+
+def _read(model: Family, prompts: Sequence[str], negative_prompt: str, device: torch.device) -> Words:
+    distinct = list(dict.fromkeys([*prompts, negative_prompt]))
+    read = [model.encode_text(model.tokenize([prompt]).to(device)) for prompt in distinct]
+    # Some pipelines give latents the dtype of the text, and a sampler needs float32
+    text = {name: torch.cat([one[name] for one in read]).float() for name in read[0]}
+    rows = [distinct.index(prompt) for prompt in prompts]
+
+    def words(batch: slice) -> dict[str, Any]:
+        chosen = rows[batch], [distinct.index(negative_prompt)] * len(rows[batch])
+        return model.prompt_words(*({name: value[which] for name, value in text.items()} for which in chosen))
+
+    return words
