@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from dreamlab import bookkeeping, callbacks, checkpoints, frozen, learning, loggers, pivotal, precision, processes
 from dreamlab.attention import use_attention
@@ -21,6 +22,7 @@ from dreamlab.config import build
 from dreamlab.drawn import Drawn
 from dreamlab.dropout import Dropout
 from dreamlab.models import Family, Options, load, pick_device
+from dreamlab.models.families import FAMILIES
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
 from dreamlab.prior import fingerprint
@@ -67,14 +69,22 @@ def base_model(config: Train) -> Family:
     if pivotal.kind_of_weights(config.adapter) in frozen.BESIDE and config.precision != "fp32":
         networks = [part for name, part in model.parts().items() if name != "vae"]  # it leaves the GPU anyway
         frozen.keep_in(precision.forward_dtype(config.precision), networks)
+    waiting = _waiting(config, model)
     for part in (*model.parts().values(), *model.encoders().values()):
-        part.requires_grad_(False).eval().to(device)
+        part.requires_grad_(False).eval().to("cpu" if part in waiting else device)
     use_attention(chosen.attention, model.parts().values())
     # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
     laid = {"vae"} if "bitsandbytes" in str(config.optimizer.get("_target_")) else {"unet", "vae"}
     for name in laid & model.parts().keys() if device.type == "cuda" else ():
         model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _waiting(config: Train, model: Family) -> list[nn.Module]:
+    """Text encoders that stay on the CPU until they read: those of large families, unless text is to learn."""
+    encoders = {name: part for name, part in model.parts().items() if name.startswith("text_encoder")}
+    learns = {name.partition(".")[0] for name in config.adapter.train}
+    return [*encoders.values()] if FAMILIES[model.family].reads_first and not learns & encoders.keys() else []
 
 
 def samples(

@@ -124,7 +124,7 @@ class Captured(Precision):
             found["input_ids"] = batch.input_ids
         else:
             with autocast(self.name, self.device):
-                read = module.text(batch.input_ids, batch.update)
+                read = module.text(batch.input_ids, batch.update, self.device)
             found |= {TEXT + name: value for name, value in read.items()}
         for name, value in found.items():
             if value is not None:

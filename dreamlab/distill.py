@@ -80,7 +80,7 @@ class Teacher:
         half = prior_half(self.data.batch(update, micro)).to(self.device)
         with torch.no_grad(), autocast(self.precision, self.device):
             noised = self.module.noised(half)
-            pred = self.module.predict(half, noised, self.module.model.encode_text(half.input_ids))
+            pred = self.module.predict(half, noised, self.module.text(half.input_ids, update))
         return pred.cpu()
 
     def _file(self, chunk: int) -> Path:

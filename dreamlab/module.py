@@ -161,8 +161,11 @@ class DreamBooth(LightningModule):
             self._schedules[device] = self.model.schedule.to(device)
         return self._schedules[device]
 
-    def text(self, input_ids: Tensor, update: int) -> Conditioning:
-        """The conditioning of token ids `(B, L)`; a frozen encoder reads each prompt once, and then leaves the GPU."""
+    def text(self, input_ids: Tensor, update: int, device: torch.device | None = None) -> Conditioning:
+        """The conditioning of token ids `(B, L)`, which a frozen encoder reads once, on `device`, and leaves the GPU.
+
+        Without `device` it is the ids' own; ids on the CPU are known without waiting for a GPU.
+        """
         if self.trains_text:
             has_stopped = self.text_encoder_stop is not None and update >= self.text_encoder_stop
             with torch.set_grad_enabled(torch.is_grad_enabled() and not has_stopped):
@@ -173,7 +176,7 @@ class DreamBooth(LightningModule):
         unread = [row for row in dict.fromkeys(rows) if row not in self._texts]
         if unread:
             with torch.no_grad():
-                read = self.model.encode_frozen_text(torch.tensor(unread, device=self.device))
+                read = self.model.encode_frozen_text(torch.tensor(unread, device=device or input_ids.device))
             for number, row in enumerate(unread):
                 self._texts[row] = {name: value[number : number + 1] for name, value in read.items()}
         return {name: torch.cat([self._texts[row][name] for row in rows]) for name in self._texts[rows[0]]}

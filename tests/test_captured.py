@@ -132,15 +132,17 @@ def test_frozen_text_is_read_where_the_weights_are_though_a_replayed_updates_bat
 ) -> None:
     config = check(settings("adapter=lora", "adapter.train=[unet]"))[0]
     model = assemble.base_model(config)
-    module, seen = assemble.module(config, model).to("meta"), []
+    module, seen = assemble.module(config, model), []
 
     def read(input_ids: torch.Tensor) -> Weights:
         seen.append(input_ids.device.type)
         return {"hidden": torch.zeros(len(input_ids), 77, 8)}
 
     monkeypatch.setattr(model, "encode_frozen_text", read)
-    assert module.text(model.tokenize(["a dog", "a cat", "a dog"]), 0)["hidden"].shape == (3, 77, 8)
-    assert seen == ["meta"]
+    ids = model.tokenize(["a dog", "a cat", "a dog"])
+    assert module.text(ids, 0, torch.device("meta"))["hidden"].shape == (3, 77, 8) and seen == ["meta"]
+    module.text(model.tokenize(["a bus"]), 0)
+    assert seen == ["meta", "cpu"], "before training, say for probes: where the ids are"
 
 
 def test_what_cannot_be_recorded_is_said(settings: Settings) -> None:

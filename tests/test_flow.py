@@ -14,7 +14,7 @@ from test_update import prepared
 from tiny_models import save_tiny_3, save_tiny_flux, save_tiny_xl
 from torch.nn.functional import mse_loss
 
-from dreamlab import feed
+from dreamlab import assemble, feed
 from dreamlab.diffusion import add_noise, flow_schedule, target
 from dreamlab.errors import UserError
 from dreamlab.halves import halved
@@ -154,6 +154,20 @@ def test_drawing_reads_each_prompt_once_and_draws_what_the_pipeline_would(
             0
         ]
         assert np.abs(np.asarray(drawn[number]).astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_t5_waits_on_the_cpu_unless_text_learns(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"model.source={save_tiny_3(tmp_path / 'model')}"
+    monkeypatch.setattr(assemble, "pick_device", lambda _: torch.device("meta"))  # a device that takes no memory
+    for learns, where in (("transformer", "cpu"), ("transformer,text_encoder", "meta")):
+        model = assemble.base_model(settings("model=sd35", source, f"adapter.train=[{learns}]"))
+        found = {name: next(part.parameters()).device.type for name, part in model.parts().items()}
+        assert found == {
+            "transformer": "meta", "vae": "meta",
+            "text_encoder": where, "text_encoder_2": where, "text_encoder_3": where,
+        }  # fmt: skip
 
 
 def test_flux_reads_no_layer_of_clip(tmp_path: Path) -> None:
