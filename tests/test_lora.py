@@ -28,6 +28,7 @@ from dreamlab.export import export
 from dreamlab.kohya import kohya_state
 from dreamlab.low_rank import TARGETS, LowRank, adapter_weights, file_name, merge
 from dreamlab.models import Family, load
+from dreamlab.precision import autocast
 from dreamlab.resume import Start
 from dreamlab.runs import RunDirectory
 from dreamlab.sample import sample
@@ -108,7 +109,9 @@ def test_only_adapter_weights_learn_in_float32(settings: Settings, kind: str, ha
     learning = {name for name, weight in module.trained.named_parameters() if weight.requires_grad}
     assert learning == {f"{part}.{name}" for part, net in module.trained.items() for name in adapter_weights(net)}
     assert {module.trained.get_parameter(name).dtype for name in learning} == {torch.float32}
-    module.loss(next(iter(feed.batches(config, sets, Start(""), module)))).total.backward()
+    with autocast(config.precision, torch.device("cpu")):
+        loss = module.loss(next(iter(feed.batches(config, sets, Start(""), module)))).total
+    loss.backward()
     assert all((weight.grad is not None) == (name in learning) for name, weight in module.trained.named_parameters())
     groups = module.configure_optimizers()["optimizer"].param_groups
     assert sum(len(group["params"]) for group in groups) == len(learning)
