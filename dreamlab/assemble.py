@@ -23,6 +23,7 @@ from dreamlab.drawn import Drawn
 from dreamlab.dropout import Dropout
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.models.families import FAMILIES
+from dreamlab.models.parts import text_encoders
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
 from dreamlab.prior import fingerprint
@@ -82,9 +83,9 @@ def base_model(config: Train) -> Family:
 
 def _waiting(config: Train, model: Family) -> list[nn.Module]:
     """Text encoders that stay on the CPU until they read: those of large families, unless text is to learn."""
-    encoders = {name: part for name, part in model.parts().items() if name.startswith("text_encoder")}
-    learns = {name.partition(".")[0] for name in config.adapter.train}
-    return [*encoders.values()] if FAMILIES[model.family].reads_first and not learns & encoders.keys() else []
+    text_learns = any(name.startswith("text_encoder") for name in config.adapter.train)
+    stay = FAMILIES[model.family].reads_first and not text_learns
+    return [*text_encoders(model.parts()).values()] if stay else []
 
 
 def samples(

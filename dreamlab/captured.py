@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 
 from dreamlab.data import Batch
+from dreamlab.models.parts import BLOCKS
 from dreamlab.module import Draws, DreamBooth
 from dreamlab.precision import autocast, forward_dtype, weight_dtype
 from dreamlab.rounding import keep_moments_exact
@@ -199,15 +200,11 @@ class Captured(Precision):
 
 def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     """Compile networks in place, whole (`full`) or only the blocks that are there many times (`blocks`)."""
-    from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
-    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
-
-    repeated = (BasicTransformerBlock, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
     if how == "off":
         return
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
-            if how == "full" or isinstance(module, repeated):
+            if how == "full" or isinstance(module, BLOCKS):
                 module.compile()
 
 

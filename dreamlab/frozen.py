@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-CAST = (nn.Linear, nn.Conv2d)  # the layers of these networks that autocast computes in half precision
+from dreamlab.precision import IN_HALF
+
 # What may stand beside such weights. DoRA's lengths and LoKr's products are taken of the weights themselves
 BESIDE = ("lora", None)
 
@@ -20,6 +21,6 @@ def keep_in(dtype: torch.dtype, networks: Iterable[nn.Module]) -> None:
     for network in networks:
         if not getattr(network, "stays_float32", False):
             for layer in network.modules():
-                if isinstance(layer, CAST):
+                if isinstance(layer, IN_HALF):
                     for weight in layer.parameters(recurse=False):
                         weight.data = weight.data.to(dtype)

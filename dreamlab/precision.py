@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.precision import FSDPPrecision, MixedPrecision, Precision
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamlab.errors import UserError, did_you_mean
 from dreamlab.randomness import Use, torch_generator
@@ -24,6 +24,7 @@ from dreamlab.rounding import keep_moments_exact, step_rounded
 from dreamlab.schema import Train
 
 FORWARD = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IN_HALF = (nn.Linear, nn.Conv2d)  # what autocast computes in half precision, gradients of weights included
 PRECISIONS = (*FORWARD, "bf16_pure")
 
 

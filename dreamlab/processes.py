@@ -26,13 +26,10 @@ def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
 
     if name == "ddp":
         return DDPStrategy(find_unused_parameters=may_skip_weights)
-    from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
     from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
     from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-    blocks = {
-        BasicTransformerBlock, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock, ResnetBlock2D,
-        CLIPEncoderLayer,
-    }  # fmt: skip
+    from dreamlab.models.parts import BLOCKS  # here: models asks which process this is
+
+    blocks = {*BLOCKS, ResnetBlock2D, CLIPEncoderLayer}
     return FSDPStrategy(auto_wrap_policy=blocks, state_dict_type="full")

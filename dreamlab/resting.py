@@ -14,8 +14,8 @@ from torch import nn
 
 from dreamlab.models import Family
 from dreamlab.models.families import FAMILIES
+from dreamlab.models.parts import text_encoders
 
-TEXT = "text_encoder"  # begins the names of parts that read prompts
 Words = Callable[[slice], dict[str, Any]]
 
 
@@ -45,7 +45,7 @@ def told(
     These are the prompts or, where text encoder layers are left out or each prompt is read first, what encoders make of
     them. No negative prompt is none: to some models that is another thing than an empty one.
     """
-    encoders = {name: part for name, part in model.parts().items() if name.startswith(TEXT)}
+    encoders = text_encoders(model.parts())
     rest = [part for name, part in model.parts().items() if name not in encoders]
     reads_first = FAMILIES[model.family].reads_first
     with contextlib.ExitStack() as held:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamlab.joined import Joined, join
+from dreamlab.precision import IN_HALF
 from dreamlab.randomness import Use, torch_generator
 from dreamlab.rounding import round_stochastically, step_rounded
 from dreamlab.shares import clip, clip_factor, norm_of, total_norm
-
-IN_HALF = (nn.Linear, nn.Conv2d)  # what autocast computes in half precision, gradients of weights included
 
 
 class Stepping(Protocol):

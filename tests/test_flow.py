@@ -150,9 +150,9 @@ def test_drawing_reads_each_prompt_once_and_draws_what_the_pipeline_would(
     assert read == [1, 1, 1], "both, and the empty prompt that guidance is away from"
     for number, prompt in enumerate(asked):
         stream = torch.Generator().manual_seed(number)
-        theirs = pipe(prompt, generator=stream, num_inference_steps=2, guidance_scale=3.0, height=32, width=32).images[
-            0
-        ]
+        (theirs,) = pipe(
+            prompt, generator=stream, num_inference_steps=2, guidance_scale=3.0, height=32, width=32
+        ).images  # fmt: skip
         assert np.abs(np.asarray(drawn[number]).astype(int) - np.asarray(theirs)).max() <= 1
 
 

@@ -149,15 +149,19 @@ def t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], extra_ids=0)
 
 
+def t5_encoder(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+    """A T5 of one layer."""
+    return T5EncoderModel(T5Config(
+        d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(tokenizer),
+        feed_forward_proj="gated-gelu",
+    ))  # fmt: skip
+
+
 def save_tiny_flux(folder: Path) -> Path:
     """A diffusers folder of a tiny random FLUX.1 dev: a block of two streams and one of a single one."""
     one, two = tokenizer_of_77(), t5_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        t5 = T5Config(
-            d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(two),
-            feed_forward_proj="gated-gelu",
-        )  # fmt: skip
         pipe = FluxPipeline(
             transformer=FluxTransformer2DModel(
                 in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -166,7 +170,7 @@ def save_tiny_flux(folder: Path) -> Path:
             vae=vae(latent_channels=16, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False,
                     use_post_quant_conv=False, force_upcast=True),
             text_encoder=CLIPTextModel(clip(one, 2)), tokenizer=one,
-            text_encoder_2=T5EncoderModel(t5), tokenizer_2=two,
+            text_encoder_2=t5_encoder(two), tokenizer_2=two,
             scheduler=FlowMatchEulerDiscreteScheduler(
                 shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
             ),
@@ -180,10 +184,6 @@ def save_tiny_3(folder: Path, has_t5: bool = True) -> Path:
     one, two, three = tokenizer_of_77(), second_tokenizer(), t5_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        t5 = T5Config(
-            d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(three),
-            feed_forward_proj="gated-gelu",
-        )  # fmt: skip
         pipe = StableDiffusion3Pipeline(
             transformer=SD3Transformer2DModel(
                 sample_size=8, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16,
@@ -194,7 +194,7 @@ def save_tiny_3(folder: Path, has_t5: bool = True) -> Path:
                     use_post_quant_conv=False),
             text_encoder=CLIPTextModelWithProjection(clip(one, 2)), tokenizer=one,
             text_encoder_2=CLIPTextModelWithProjection(clip(two, 2, 64, hidden_act="gelu")), tokenizer_2=two,
-            text_encoder_3=T5EncoderModel(t5) if has_t5 else None, tokenizer_3=three if has_t5 else None,
+            text_encoder_3=t5_encoder(three) if has_t5 else None, tokenizer_3=three if has_t5 else None,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )  # fmt: skip
     pipe.save_pretrained(folder)

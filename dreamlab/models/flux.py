@@ -65,20 +65,17 @@ class Flux:
     ) -> "Flux":
         """Load from a single file; what isn't in it, mostly all but the transformer, comes from `config`."""
         pipe = parts.open_file(FluxPipeline, file, config, "FLUX.1")
+        drawing, own = parts.vaes_of(pipe, vae, options.encode_with_own_vae)
         return cls(
-            pipe.transformer, parts.other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.text_encoder_2,
-            pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler, options,
-            pipe.vae if vae and options.encode_with_own_vae else None,
+            pipe.transformer, drawing, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2,
+            pipe.scheduler, options, own,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.options.clip_skip:
             raise UserError(f"model.clip_skip={self.options.clip_skip}: FLUX.1 reads no layer of CLIP. Leave it out.")
-        self.text_encoder_2.forward = parts.in_float32(self.text_encoder_2.forward)  # it overflows in fp16
-        self.text_encoder_2.stays_float32 = True
-        for vae in (self.vae, self.own_vae):
-            if vae is not None:
-                parts.keep_float32(vae)
+        parts.stay_float32(self.text_encoder_2, "forward")  # it overflows in fp16
+        parts.keep_float32(self.vae, self.own_vae)
         # Not shifted for a picture's size, unlike those that it is drawn with; as diffusers' own training script
         fresh = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
         self.schedule: NoiseSchedule = flow_schedule(fresh.sigmas.flip(0))

@@ -10,6 +10,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,6 +19,14 @@ from transformers import PreTrainedModel
 from dreamlab.diffusion import PREDICTION_TYPES
 from dreamlab.errors import UserError, first_line
 from dreamlab.inversion import expanded
+
+# What a network has many of: compiled one by one, or shared out one by one
+BLOCKS = (BasicTransformerBlock, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
+
+
+def text_encoders(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those of a family's parts that read prompts."""
+    return {name: network for name, network in networks.items() if name.startswith("text_encoder")}
 
 
 def load_part(
@@ -79,6 +89,11 @@ def load_vaes(
         return load_part(AutoencoderKL, source, "vae", revision, variant), None
     own = load_part(AutoencoderKL, source, "vae", revision, variant) if keeps_own else None
     return other_vae(vae), own
+
+
+def vaes_of(pipe: Any, vae: str | None, keeps_own: bool) -> tuple[AutoencoderKL, AutoencoderKL | None]:
+    """The same two of a pipeline that came from one file."""
+    return (other_vae(vae), pipe.vae if keeps_own else None) if vae else (pipe.vae, None)
 
 
 def other_vae(source: str) -> AutoencoderKL:
@@ -158,13 +173,21 @@ def latent_moments(vae: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     return mean * scale, posterior.std.float() * scale
 
 
-def keep_float32(vae: Any) -> None:
-    """Let a VAE encode and decode in float32 whatever autocast says, where its config asks for that.
+def keep_float32(*vaes: Any) -> None:
+    """Let VAEs encode and decode in float32 whatever autocast says, where their config asks for that; None is none.
 
     SDXL's own overflows in fp16, and its pictures are black.
     """
-    if vae.config.force_upcast:
-        vae.encode, vae.decode, vae.stays_float32 = in_float32(vae.encode), in_float32(vae.decode), True
+    for vae in vaes:
+        if vae is not None and vae.config.force_upcast:
+            stay_float32(vae, "encode", "decode")
+
+
+def stay_float32(network: Any, *methods: str) -> None:
+    """Let a network compute in float32 under autocast, too: `methods` are what is called of it."""
+    for name in methods:
+        setattr(network, name, in_float32(getattr(network, name)))
+    network.stays_float32 = True
 
 
 def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -60,11 +60,10 @@ class StableDiffusionXL:
     ) -> "StableDiffusionXL":
         """Load from a single .safetensors or .ckpt file; pickles with anything but tensors in them are refused."""
         pipe = parts.open_file(StableDiffusionXLPipeline, file, config, "Stable Diffusion XL", add_watermarker=False)
-        used = parts.other_vae(vae) if vae else pipe.vae
+        drawing, own = parts.vaes_of(pipe, vae, options.encode_with_own_vae)
         return cls(
-            pipe.unet, used, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler,
-            options, pipe.vae if vae and options.encode_with_own_vae else None,
-            bool(pipe.config.force_zeros_for_empty_prompt),
+            pipe.unet, drawing, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2,
+            pipe.scheduler, options, own, bool(pipe.config.force_zeros_for_empty_prompt),
         )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -72,9 +71,7 @@ class StableDiffusionXL:
             self.scheduler = parts.with_zero_terminal_snr(self.scheduler)
         for encoder in (self.text_encoder, self.text_encoder_2):
             parts.check_clip_skip(self.options.clip_skip, encoder, unread=1)
-        for vae in (self.vae, self.own_vae):
-            if vae is not None:
-                parts.keep_float32(vae)
+        parts.keep_float32(self.vae, self.own_vae)
         own = DDPMScheduler.from_config(self.scheduler.config)
         self.schedule: NoiseSchedule = diffusion_schedule(own.alphas_cumprod, own.config.prediction_type)
 

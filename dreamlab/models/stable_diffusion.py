@@ -56,9 +56,8 @@ class StableDiffusion:
             StableDiffusionPipeline, file, config, "Stable Diffusion 1 or 2", safety_checker=None,
             feature_extractor=None,
         )  # fmt: skip
-        own = pipe.vae if vae and options.encode_with_own_vae else None
-        used = parts.other_vae(vae) if vae else pipe.vae
-        return cls(pipe.unet, used, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, options, own)
+        drawing, own = parts.vaes_of(pipe, vae, options.encode_with_own_vae)
+        return cls(pipe.unet, drawing, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, options, own)
 
     def __post_init__(self) -> None:
         if self.options.zero_terminal_snr:

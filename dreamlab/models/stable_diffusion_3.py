@@ -75,18 +75,17 @@ class StableDiffusion3:
         left_out: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
         left_out = left_out if "text_encoder_3" in options.without else {}
         pipe = parts.open_file(StableDiffusion3Pipeline, file, config, "Stable Diffusion 3", **left_out)
+        drawing, own = parts.vaes_of(pipe, vae, options.encode_with_own_vae)
         return cls(
-            pipe.transformer, parts.other_vae(vae) if vae else pipe.vae, pipe.text_encoder, pipe.text_encoder_2,
-            pipe.tokenizer, pipe.tokenizer_2, pipe.scheduler, pipe.text_encoder_3, pipe.tokenizer_3, options,
-            pipe.vae if vae and options.encode_with_own_vae else None,
+            pipe.transformer, drawing, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, pipe.tokenizer_2,
+            pipe.scheduler, pipe.text_encoder_3, pipe.tokenizer_3, options, own,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
         for encoder in (self.text_encoder, self.text_encoder_2):
             parts.check_clip_skip(self.options.clip_skip, encoder, unread=1)
         if self.text_encoder_3 is not None:  # it overflows in fp16
-            self.text_encoder_3.forward = parts.in_float32(self.text_encoder_3.forward)
-            self.text_encoder_3.stays_float32 = True
+            parts.stay_float32(self.text_encoder_3, "forward")
         fresh = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)  # drawing changes a scheduler's
         self.schedule: NoiseSchedule = flow_schedule(fresh.sigmas.flip(0))
 
@@ -126,8 +125,8 @@ class StableDiffusion3:
 
     def encode_frozen_text(self, input_ids: Tensor) -> Conditioning:
         """The same, by encoders that rest on the CPU before and after."""
-        encoders = [part for name, part in self.parts().items() if name.startswith("text_encoder")]
-        return parts.read_and_rest(self.encode_text, encoders, input_ids)
+        encoders = parts.text_encoders(self.parts())
+        return parts.read_and_rest(self.encode_text, [*encoders.values()], input_ids)
 
     def prompt_words(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """The pipeline's words for them."""
