@@ -13,13 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamlab.replayed import Replayed
+
 DRAWS_WITH = ("unet", "transformer", "vae")  # of a pipeline's networks; text encoders run once for each prompt
 CALLED_AS = ("forward", "decode")  # what a pipeline calls of them
 
 
 @contextmanager
-def halved(networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
-    """Networks whose weights are `dtype` in the block, and which take and give float32; a VAE is never compiled."""
+def halved(
+    networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False, has_channels_last: bool = False
+) -> Iterator[None]:  # fmt: skip
+    """Networks whose weights are `dtype` in the block, and which take and give float32.
+
+    A denoiser is compiled, if so asked, and on a GPU its calls are replayed; a VAE's are not. `has_channels_last`: the
+    layout of the copies, which convolutions in half precision are faster with on a GPU.
+    """
     weights = [(weight, weight.data) for network in networks for weight in network.parameters()]
     buffers = [  # by their places, since a network that moves to another device gets new ones
         (module, name, buffer) for network in networks for module in network.modules()
@@ -27,16 +35,17 @@ def halved(networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = Fa
     ]  # fmt: skip
     try:
         for weight, own in weights:
-            weight.data = own.to(dtype)
+            is_laid = has_channels_last and own.dim() == 4 and own.dtype != dtype
+            weight.data = own.to(dtype, memory_format=torch.channels_last if is_laid else torch.preserve_format)
         for module, name, buffer in buffers:
             setattr(module, name, buffer.to(dtype))
         for network in networks:
             for name in CALLED_AS:
                 if hasattr(network, name):
                     plain: Callable[..., Any] = getattr(network, name)
-                    is_denoiser = not hasattr(network, "decode")
-                    call = torch.compile(plain) if is_compiled and is_denoiser else plain
-                    setattr(network, name, _at_the_border(call, dtype))
+                    if not hasattr(network, "decode"):
+                        plain = Replayed(torch.compile(plain) if is_compiled else plain)
+                    setattr(network, name, _at_the_border(plain, dtype))
         yield
     finally:
         for weight, own in weights:
@@ -71,8 +80,8 @@ def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[...
 
 
 @contextmanager
-def drawing_in(pipe: Any, dtype: torch.dtype, is_compiled: bool = False) -> Iterator[None]:
-    """Have the networks of a diffusers pipeline draw in `dtype`.
+def drawing_in(pipe: Any, dtype: torch.dtype, device: torch.device, is_compiled: bool = False) -> Iterator[None]:
+    """Have the networks of a diffusers pipeline draw in `dtype` on a device.
 
     What its family keeps in float32 (models.parts.keep_float32: SDXL's VAE, which overflows in fp16) stays so.
     """
@@ -80,7 +89,22 @@ def drawing_in(pipe: Any, dtype: torch.dtype, is_compiled: bool = False) -> Iter
         part for name, part in pipe.components.items()
         if name in DRAWS_WITH and isinstance(part, nn.Module) and not getattr(part, "stays_float32", False)
     ]  # fmt: skip
-    if dtype == torch.float32 and not is_compiled:
-        networks = []
-    with halved(networks, dtype, is_compiled):
+    with halved(networks, dtype, is_compiled, device.type == "cuda"):
         yield
+
+
+@contextmanager
+def decoding_in_parts(vae: Any, at_once: int) -> Iterator[None]:
+    """Have a pipeline's VAE decode no more than `at_once` pictures at a time: many take gigabytes."""
+    own, decode = vae.__dict__.get("decode"), vae.decode
+
+    def in_parts(latents: Tensor, **settings: Any) -> tuple[Tensor]:
+        return (torch.cat([decode(part, **settings)[0] for part in latents.split(at_once)]),)
+
+    vae.decode = in_parts
+    try:
+        yield
+    finally:
+        del vae.decode
+        if own is not None:
+            vae.decode = own

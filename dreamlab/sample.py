@@ -32,7 +32,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
 }
-ALONE_PX = 512 * 512  # a picture of so many pixels keeps a GPU busy by itself, and sixteen take gigabytes
+DECODED_PX = 4 * 512 * 512  # at a time: enough to keep a GPU busy, and a GiB or two
 FLOW_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # of flow matching
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
@@ -66,16 +66,16 @@ def draw(
     """Draw `prompts[k]` from `seeds[k]` for every k, `batch_size` at a time, handing each to `on_image(k, image)`."""
     import torch
 
-    from dreamlab.halves import drawing_in
+    from dreamlab.halves import decoding_in_parts, drawing_in
     from dreamlab.precision import autocast, forward_dtype
     from dreamlab.resting import told
 
     check_sampler("sampler", sampler.name, model.family)
     pipe = model.pipeline()
-    pipe.vae.use_slicing = sampler.height * sampler.width >= ALONE_PX  # decodes one after another
-    own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), sampler.is_compiled)
+    own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), device, sampler.is_compiled)
     words = told(model, pipe, prompts, sampler.negative_prompt, device)
-    with halved, torch.no_grad(), autocast(precision, device), words as words_of:
+    parts = decoding_in_parts(pipe.vae, max(1, DECODED_PX // (sampler.height * sampler.width)))
+    with halved, parts, torch.no_grad(), autocast(precision, device), words as words_of:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own

@@ -185,6 +185,7 @@ def load(
         from dreamlab.snapshots import load_snapshot
 
         return load_snapshot(Path(find(source)), vae, config, options)
+    from dreamlab.norms import fuse_norms
     from dreamlab.quiet import quiet_imported_libraries
 
     quiet_imported_libraries()
@@ -193,8 +194,11 @@ def load(
     made = family_class(family or family_in(find(source), revision))
     with _explained(source):
         if is_single_file(source):
-            return made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
-        return made.load(find(source), revision, variant, find(vae) if vae else None, options)
+            model = made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
+        else:
+            model = made.load(find(source), revision, variant, find(vae) if vae else None, options)
+    fuse_norms([*model.parts().values(), *model.encoders().values()])
+    return model
 
 
 def family_class(name: str) -> Any:

@@ -1,0 +1,192 @@
+"""Group norm of images whose channels lie last, SiLU included: what norms.py runs on a GPU, in Triton.
+
+An image `(B, C, H, W)` of channels-last memory is B tables of N = H W rows and C columns. Each way there are three
+kernels: one sums up S slices of the rows for each channel, one joins the sums of a group's D channels, one passes over
+the image. All compute in float32, whatever the image's dtype, add in a fixed order, and round once at the end. Means
+and squared deviations of slices are joined as in Chan, Golub and LeVeque 1979, which stays exact where a mean is large.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS = 32, 64  # of the tile that a program holds
+MOST_SLICES, PROGRAMS = 64, 528  # four programs for each multiprocessor of a large GPU
+
+
+@triton.jit
+def _place(b, n, c, N, C):
+    """Where pixels n of channels c lie."""
+    return b.to(tl.int64) * N * C + n[:, None] * C + c[None, :]
+
+
+@triton.jit
+def _told(c, b, C, G, D, means, rstds, weight, bias):
+    """Mean, 1 / deviation, weight and bias of channels c."""
+    is_one, group = c < C, b * G + c // D
+    mean = tl.load(means + group, mask=is_one, other=0)
+    rstd = tl.load(rstds + group, mask=is_one, other=0)
+    w = tl.load(weight + c, mask=is_one, other=0).to(tl.float32)
+    return mean[None, :], rstd[None, :], w[None, :], tl.load(bias + c, mask=is_one, other=0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _before_silu(x, dy, mean, rstd, w, bias, SILU: tl.constexpr):
+    """The gradient before SiLU, and the normalised image."""
+    normalised = (x - mean) * rstd
+    if SILU:
+        z = normalised * w + bias
+        gate = 1 / (1 + tl.exp(-z))
+        dy = dy * gate * (1 + z * (1 - gate))
+    return dy, normalised
+
+
+@triton.jit
+def _slice_moments(x, avgs, devs, N, C, S, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Mean and sum of squared deviations of each channel in a slice."""
+    b, s, c = tl.program_id(2), tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.cdiv(N, S)
+    first, last = s * rows, tl.minimum(s * rows + rows, N)
+    count = tl.zeros((), tl.float32)
+    avg, dev = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+    for start in range(first, last, ROWS):
+        n = start + tl.arange(0, ROWS)
+        is_one = (n < last)[:, None] & (c < C)[None, :]
+        values = tl.load(x + _place(b, n, c, N, C), mask=is_one, other=0).to(tl.float32)
+        more = tl.minimum(last - start, ROWS).to(tl.float32)
+        own = tl.sum(values, 0) / more
+        away = tl.where(is_one, values - own[None, :], 0)
+        apart, total = own - avg, count + more
+        avg += apart * (more / total)
+        dev += tl.sum(away * away, 0) + apart * apart * (count * more / total)
+        count = total
+    at = (b * S + s) * C + c
+    tl.store(avgs + at, avg, mask=c < C)
+    tl.store(devs + at, dev, mask=c < C)
+
+
+@triton.jit
+def _group_moments(
+    avgs, devs, means, rstds, N, C, S, G, D, eps, SLICES: tl.constexpr, OF_GROUP: tl.constexpr
+):  # fmt: skip
+    """Mean and 1 / deviation of a group, from its channels' slices."""
+    g, b, s, d = tl.program_id(0), tl.program_id(1), tl.arange(0, SLICES), tl.arange(0, OF_GROUP)
+    rows, is_one = tl.cdiv(N, S), (s < S)[:, None] & (d < D)[None, :]
+    at = (b * S + s)[:, None] * C + g * D + d[None, :]
+    in_slice = tl.maximum(tl.minimum(N - s * rows, rows), 0)[:, None].to(tl.float32)
+    avg = tl.load(avgs + at, mask=is_one, other=0)
+    mean = tl.sum(tl.sum(tl.where(is_one, avg * in_slice, 0), 1), 0) / (N * D)
+    apart = tl.where(is_one, avg - mean, 0)
+    dev = tl.load(devs + at, mask=is_one, other=0) + apart * apart * in_slice
+    tl.store(means + b * G + g, mean)
+    tl.store(rstds + b * G + g, 1 / tl.sqrt(tl.sum(tl.sum(dev, 1), 0) / (N * D) + eps))
+
+
+@triton.jit
+def _normalise(
+    x, y, means, rstds, weight, bias, N, C, G, D, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    b, n = tl.program_id(2), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    mean, rstd, w, z = _told(c, b, C, G, D, means, rstds, weight, bias)
+    at, is_one = _place(b, n, c, N, C), (n < N)[:, None] & (c < C)[None, :]
+    z += (tl.load(x + at, mask=is_one, other=0).to(tl.float32) - mean) * rstd * w
+    if SILU:
+        z = z / (1 + tl.exp(-z))
+    tl.store(y + at, z.to(y.dtype.element_ty), mask=is_one)
+
+
+@triton.jit
+def _slice_sums(
+    x, dy, firsts, seconds, means, rstds, weight, bias, N, C, S, G, D,
+    SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums of dz and of dz times the normalised image, of each channel in a slice."""
+    b, s, c = tl.program_id(2), tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    mean, rstd, w, z = _told(c, b, C, G, D, means, rstds, weight, bias)
+    rows = tl.cdiv(N, S)
+    begin, last = s * rows, tl.minimum(s * rows + rows, N)
+    first, second = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+    for start in range(begin, last, ROWS):
+        n = start + tl.arange(0, ROWS)
+        at, is_one = _place(b, n, c, N, C), (n < last)[:, None] & (c < C)[None, :]
+        values = tl.load(x + at, mask=is_one, other=0).to(tl.float32)
+        dz, normalised = _before_silu(
+            values, tl.load(dy + at, mask=is_one, other=0).to(tl.float32), mean, rstd, w, z, SILU
+        )
+        first += tl.sum(dz, 0)
+        second += tl.sum(dz * normalised, 0)
+    at = (b * S + s) * C + c
+    tl.store(firsts + at, first, mask=c < C)
+    tl.store(seconds + at, second, mask=c < C)
+
+
+@triton.jit
+def _group_sums(firsts, seconds, of_group, of_both, weight, C, S, G, D, SLICES: tl.constexpr, OF_GROUP: tl.constexpr):
+    """The same sums over a group, each channel times its weight."""
+    g, b, s, d = tl.program_id(0), tl.program_id(1), tl.arange(0, SLICES), tl.arange(0, OF_GROUP)
+    at, is_one = (b * S + s)[:, None] * C + g * D + d[None, :], (s < S)[:, None] & (d < D)[None, :]
+    w = tl.load(weight + g * D + d, mask=d < D, other=0).to(tl.float32)[None, :]
+    tl.store(of_group + b * G + g, tl.sum(tl.sum(tl.load(firsts + at, mask=is_one, other=0) * w, 1), 0))
+    tl.store(of_both + b * G + g, tl.sum(tl.sum(tl.load(seconds + at, mask=is_one, other=0) * w, 1), 0))
+
+
+@triton.jit
+def _gradient(
+    x, dy, dx, of_group, of_both, means, rstds, weight, bias, N, C, G, D,
+    SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The image's, dx = (w dz - mean of w dz - normalised * mean of w dz normalised) / deviation."""
+    b, n = tl.program_id(2), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    mean, rstd, w, z = _told(c, b, C, G, D, means, rstds, weight, bias)
+    at, is_one = _place(b, n, c, N, C), (n < N)[:, None] & (c < C)[None, :]
+    values = tl.load(x + at, mask=is_one, other=0).to(tl.float32)
+    dz, normalised = _before_silu(values, tl.load(dy + at, mask=is_one, other=0).to(tl.float32), mean, rstd, w, z, SILU)
+    group = b * G + c // D
+    alone = tl.load(of_group + group, mask=c < C, other=0)[None, :] / (N * D)
+    both = tl.load(of_both + group, mask=c < C, other=0)[None, :] / (N * D)
+    tl.store(dx + at, (rstd * (dz * w - alone - normalised * both)).to(dx.dtype.element_ty), mask=is_one)
+
+
+def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, int, int]:
+    """B, N, C, D, how many tiles the channels make, and S."""
+    b, c, n = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    tiles = triton.cdiv(c, COLUMNS)
+    slices = min(MOST_SLICES, triton.cdiv(n, ROWS), triton.cdiv(PROGRAMS, tiles * b))
+    return b, n, c, c // groups, tiles, max(1, slices)
+
+
+def normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, has_silu: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The normalised image, and mean and 1 / deviation `(2, B, G)` of its groups; `x` must be channels-last."""
+    b, n, c, d, tiles, s = _sizes(x, groups)
+    sums = torch.empty(2, b, s, c, device=x.device)
+    moments, y = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
+    _slice_moments[tiles, s, b](x, sums[0], sums[1], n, c, s, ROWS, COLUMNS)
+    padded = triton.next_power_of_2(s), triton.next_power_of_2(d)
+    _group_moments[groups, b](sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, *padded)
+    grid = tiles, triton.cdiv(n, ROWS), b
+    _normalise[grid](x, y, moments[0], moments[1], weight, bias, n, c, groups, d, has_silu, ROWS, COLUMNS)
+    return y, moments
+
+
+def gradients(
+    x: Tensor, dy: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, groups: int, has_silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Those of image, weight and bias; `dy` must be channels-last, too."""
+    b, n, c, d, tiles, s = _sizes(x, groups)
+    sums = torch.empty(2, b, s, c, device=x.device)
+    joined, dx = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
+    told = moments[0], moments[1], weight, bias
+    _slice_sums[tiles, s, b](x, dy, sums[0], sums[1], *told, n, c, s, groups, d, has_silu, ROWS, COLUMNS)
+    padded = triton.next_power_of_2(s), triton.next_power_of_2(d)
+    _group_sums[groups, b](sums[0], sums[1], joined[0], joined[1], weight, c, s, groups, d, *padded)
+    grid = tiles, triton.cdiv(n, ROWS), b
+    _gradient[grid](x, dy, dx, joined[0], joined[1], *told, n, c, groups, d, has_silu, ROWS, COLUMNS)
+    of_bias, of_weight = sums.sum((1, 2))
+    return dx, of_weight, of_bias

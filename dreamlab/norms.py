@@ -1,0 +1,88 @@
+"""Group norms that a GPU computes in one go: no copies between memory layouts, no detour over float32, SiLU included.
+
+Convolutions in half precision want channels last. PyTorch's group norm wants them first, autocast gives it float32, and
+what follows is cast and turned around again: a third of the time that drawing takes is such copies. norm_kernels.py
+does the same arithmetic, in float32 too, on the image as it lies. On a CPU, in a compiled network (whose compiler knows
+how) and where there is no Triton, the norms are PyTorch's. Called as a model is loaded.
+"""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, silu
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm, and SiLU after it where `has_silu`."""
+
+    has_silu = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cuda and input.dim() == 4 and not torch.compiler.is_compiling():
+            image = input.contiguous(memory_format=torch.channels_last)
+            normalised: Tensor = _Fused.apply(image, self.weight, self.bias, self.num_groups, self.eps, self.has_silu)
+            return normalised
+        normalised = group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return silu(normalised) if self.has_silu else normalised
+
+
+class NormWithSiLU(Norm):
+    """Both."""
+
+    has_silu = True
+
+
+class Passed(nn.SiLU):
+    """SiLU of what is no image: an image comes from a norm that has computed it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input if input.dim() == 4 else silu(input)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, has_silu: bool
+    ) -> Tensor:  # fmt: skip
+        from dreamlab.norm_kernels import normalise
+
+        normalised, moments = normalise(image, weight, bias, groups, eps, has_silu)
+        ctx.save_for_backward(image, moments, weight, bias)
+        ctx.groups, ctx.has_silu = groups, has_silu
+        return normalised
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from dreamlab.norm_kernels import gradients
+
+        image, moments, weight, bias = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        of_image, of_weight, of_bias = gradients(image, grad, moments, weight, bias, ctx.groups, ctx.has_silu)
+        return of_image, of_weight.to(weight.dtype), of_bias.to(bias.dtype), None, None, None
+
+
+def fuse_norms(networks: Iterable[nn.Module]) -> None:
+    """Let the group norms of diffusers' networks compute so; their weights and names stay as they are."""
+    if find_spec("triton") is None:
+        return
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, ResnetBlock2D):
+                _take_in(module.nonlinearity, module.norm1, module.norm2)
+            elif isinstance(getattr(module, "conv_norm_out", None), nn.GroupNorm):
+                _take_in(module.conv_act, module.conv_norm_out)
+        for module in network.modules():
+            if type(module) is nn.GroupNorm and module.affine:
+                module.__class__ = Norm
+
+
+def _take_in(activation: Any, *norms: Any) -> None:
+    """Leave an activation to the norms before it, if it is SiLU and they are plain."""
+    if type(activation) is nn.SiLU and all(type(norm) is nn.GroupNorm and norm.affine for norm in norms):
+        activation.__class__ = Passed
+        for norm in norms:
+            norm.__class__ = NormWithSiLU
