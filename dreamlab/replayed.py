@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from dreamlab.errors import first_line
 from dreamlab.progress import console
 
 Call = Callable[..., Any]
@@ -43,8 +44,7 @@ class Replayed:
             self._recorded[key] = _Recording(self.call, leaves, shape, device, self._pool)
         except RuntimeError as error:  # too little memory, or something that waits for the GPU
             self._is_given_up = True
-            reason = str(error).splitlines()[0]
-            console.print(f"Drawing is not replayed as a CUDA graph: {reason}", markup=False, highlight=False)
+            console.print(f"Drawing is not replayed as a CUDA graph: {first_line(error)}", markup=False)
             return self.call(*args, **kwargs)
         return self._recorded[key].replay(leaves)
 

@@ -81,13 +81,22 @@ def draw(
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
             pipe.scheduler = make_scheduler(sampler.name, own)
             images = pipe(
-                **words_of(batch),
+                **words_of(batch), output_type="pt",
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,
             ).images  # fmt: skip
-            for offset, image in enumerate(images):
+            for offset, image in enumerate(pictures(images)):
                 on_image(start + offset, image)
+
+
+def pictures(images: "torch.Tensor") -> "list[Image]":
+    """Images `(B, 3, H, W)` of 0 to 1 as the pictures that diffusers makes of them; rounded before they leave a GPU."""
+    import torch
+    from PIL import Image
+
+    levels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in levels]
 
 
 def check_sampler(key: str, name: str, family: str) -> None:

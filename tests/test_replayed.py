@@ -38,7 +38,7 @@ def test_what_waits_for_the_gpu_is_not_replayed(capsys: pytest.CaptureFixture[st
 
     replayed, x = Replayed(network), torch.ones(2, device="cuda")
     assert [replayed(x).tolist() for _ in range(4)] == [[3.0, 3.0]] * 4
-    assert capsys.readouterr().out.count("Drawing is not replayed as a CUDA graph") == 1
+    assert capsys.readouterr().err.count("Drawing is not replayed as a CUDA graph") == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
