@@ -216,7 +216,7 @@ def trainer(
     ]  # fmt: skip
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=devices,
-        strategy=processes.strategy(devices, config.trainer.strategy, learning.may_skip_weights(config)),
+        strategy=processes.strategy(device, devices, config.trainer.strategy, learning.may_skip_weights(config)),
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[

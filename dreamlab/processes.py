@@ -1,11 +1,14 @@
-"""Several processes, one device each, that share every update (Lightning's DDP and FSDP).
+"""One process, or several with a device each that share every update (Lightning's DDP and FSDP).
 
-The first process does everything that one process would: class images, samples, files. Lightning starts the others by
-the same command when training begins; each finds the run and the caches that the first has made, and joins in.
+Of several, the first does everything that one process would: class images, samples, files. Lightning starts the others
+by the same command when training begins; each finds the run and the caches that the first has made, and joins in.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def local_rank() -> int:
@@ -18,10 +21,12 @@ def is_shared_out(devices: int, name: str) -> bool:
     return devices > 1 and name == "fsdp"
 
 
-def strategy(devices: int, name: str, may_skip_weights: bool) -> Any:
-    """Lightning's strategy for `ddp` or `fsdp`; `may_skip_weights`: some weights stop learning on the way."""
+def strategy(device: "torch.device", devices: int, name: str, may_skip_weights: bool) -> Any:
+    """Lightning's strategy: one device, `ddp` or `fsdp`; `may_skip_weights`: some weights stop learning on the way."""
     if devices == 1:
-        return "auto"
+        from dreamlab.one_device import OneDevice
+
+        return OneDevice(device)
     from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
     if name == "ddp":
