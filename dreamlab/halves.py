@@ -25,7 +25,7 @@ def halved(
 ) -> Iterator[None]:  # fmt: skip
     """Networks whose weights are `dtype` in the block, and which take and give float32.
 
-    A denoiser is compiled, if so asked, and on a GPU its calls are replayed; a VAE's are not. `has_channels_last`: the
+    A denoiser is compiled, if so asked, or else replayed on a GPU; a VAE is neither. `has_channels_last`: the
     layout of the copies, which convolutions in half precision are faster with on a GPU.
     """
     weights = [(weight, weight.data) for network in networks for weight in network.parameters()]
@@ -44,7 +44,7 @@ def halved(
                 if hasattr(network, name):
                     plain: Callable[..., Any] = getattr(network, name)
                     if not hasattr(network, "decode"):
-                        plain = Replayed(torch.compile(plain) if is_compiled else plain)
+                        plain = torch.compile(plain) if is_compiled else Replayed(plain)
                     setattr(network, name, _at_the_border(plain, dtype))
         yield
     finally:

@@ -14,13 +14,23 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS = 32, 64  # of the tile that a program holds
-MOST_SLICES, PROGRAMS = 64, 528  # four programs for each multiprocessor of a large GPU
+MOST_SLICES, CHANNELS = 64, 16  # of the tile that joins the slices of a group
+PROGRAMS = 528  # four for each multiprocessor of a large GPU
+
+# Triton compiles a kernel once for each kind of number that it is told: these needn't be kinds
+_kernel = triton.jit(do_not_specialize=["N", "S", "G", "D"])
 
 
 @triton.jit
 def _place(b, n, c, N, C):
     """Where pixels n of channels c lie."""
     return b.to(tl.int64) * N * C + n[:, None] * C + c[None, :]
+
+
+@triton.jit
+def _place_of_sums(g, b, s, d, C, S, D):
+    """Where the sums of slices s of a group's channels d lie, and which there are."""
+    return (b * S + s)[:, None] * C + g * D + d[None, :], (s < S)[:, None] & (d < D)[None, :]
 
 
 @triton.jit
@@ -44,7 +54,7 @@ def _before_silu(x, dy, mean, rstd, w, bias, SILU: tl.constexpr):
     return dy, normalised
 
 
-@triton.jit
+@_kernel
 def _slice_moments(x, avgs, devs, N, C, S, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Mean and sum of squared deviations of each channel in a slice."""
     b, s, c = tl.program_id(2), tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -68,24 +78,27 @@ def _slice_moments(x, avgs, devs, N, C, S, ROWS: tl.constexpr, COLUMNS: tl.const
     tl.store(devs + at, dev, mask=c < C)
 
 
-@triton.jit
+@_kernel
 def _group_moments(
-    avgs, devs, means, rstds, N, C, S, G, D, eps, SLICES: tl.constexpr, OF_GROUP: tl.constexpr
+    avgs, devs, means, rstds, N, C, S, G, D, eps, SLICES: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Mean and 1 / deviation of a group, from its channels' slices."""
-    g, b, s, d = tl.program_id(0), tl.program_id(1), tl.arange(0, SLICES), tl.arange(0, OF_GROUP)
-    rows, is_one = tl.cdiv(N, S), (s < S)[:, None] & (d < D)[None, :]
-    at = (b * S + s)[:, None] * C + g * D + d[None, :]
-    in_slice = tl.maximum(tl.minimum(N - s * rows, rows), 0)[:, None].to(tl.float32)
-    avg = tl.load(avgs + at, mask=is_one, other=0)
-    mean = tl.sum(tl.sum(tl.where(is_one, avg * in_slice, 0), 1), 0) / (N * D)
-    apart = tl.where(is_one, avg - mean, 0)
-    dev = tl.load(devs + at, mask=is_one, other=0) + apart * apart * in_slice
+    g, b, s = tl.program_id(0), tl.program_id(1), tl.arange(0, SLICES)
+    rows = tl.cdiv(N, S)
+    in_slice = tl.maximum(tl.minimum(N - s * rows, rows), 0).to(tl.float32)[:, None]
+    mean, dev = tl.zeros((), tl.float32), tl.zeros((), tl.float32)
+    for start in range(0, D, CHANNELS):
+        at, is_one = _place_of_sums(g, b, s, start + tl.arange(0, CHANNELS), C, S, D)
+        mean += tl.sum(tl.sum(tl.load(avgs + at, mask=is_one, other=0) * in_slice, 1), 0) / (N * D)
+    for start in range(0, D, CHANNELS):
+        at, is_one = _place_of_sums(g, b, s, start + tl.arange(0, CHANNELS), C, S, D)
+        apart = tl.where(is_one, tl.load(avgs + at, mask=is_one, other=0) - mean, 0)
+        dev += tl.sum(tl.sum(tl.load(devs + at, mask=is_one, other=0) + apart * apart * in_slice, 1), 0)
     tl.store(means + b * G + g, mean)
-    tl.store(rstds + b * G + g, 1 / tl.sqrt(tl.sum(tl.sum(dev, 1), 0) / (N * D) + eps))
+    tl.store(rstds + b * G + g, 1 / tl.sqrt(dev / (N * D) + eps))
 
 
-@triton.jit
+@_kernel
 def _normalise(
     x, y, means, rstds, weight, bias, N, C, G, D, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
@@ -99,7 +112,7 @@ def _normalise(
     tl.store(y + at, z.to(y.dtype.element_ty), mask=is_one)
 
 
-@triton.jit
+@_kernel
 def _slice_sums(
     x, dy, firsts, seconds, means, rstds, weight, bias, N, C, S, G, D,
     SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -124,17 +137,22 @@ def _slice_sums(
     tl.store(seconds + at, second, mask=c < C)
 
 
-@triton.jit
-def _group_sums(firsts, seconds, of_group, of_both, weight, C, S, G, D, SLICES: tl.constexpr, OF_GROUP: tl.constexpr):
+@_kernel
+def _group_sums(firsts, seconds, of_group, of_both, weight, C, S, G, D, SLICES: tl.constexpr, CHANNELS: tl.constexpr):
     """The same sums over a group, each channel times its weight."""
-    g, b, s, d = tl.program_id(0), tl.program_id(1), tl.arange(0, SLICES), tl.arange(0, OF_GROUP)
-    at, is_one = (b * S + s)[:, None] * C + g * D + d[None, :], (s < S)[:, None] & (d < D)[None, :]
-    w = tl.load(weight + g * D + d, mask=d < D, other=0).to(tl.float32)[None, :]
-    tl.store(of_group + b * G + g, tl.sum(tl.sum(tl.load(firsts + at, mask=is_one, other=0) * w, 1), 0))
-    tl.store(of_both + b * G + g, tl.sum(tl.sum(tl.load(seconds + at, mask=is_one, other=0) * w, 1), 0))
+    g, b, s = tl.program_id(0), tl.program_id(1), tl.arange(0, SLICES)
+    one, both = tl.zeros((), tl.float32), tl.zeros((), tl.float32)
+    for start in range(0, D, CHANNELS):
+        d = start + tl.arange(0, CHANNELS)
+        at, is_one = _place_of_sums(g, b, s, d, C, S, D)
+        w = tl.load(weight + g * D + d, mask=d < D, other=0).to(tl.float32)[None, :]
+        one += tl.sum(tl.sum(tl.load(firsts + at, mask=is_one, other=0) * w, 1), 0)
+        both += tl.sum(tl.sum(tl.load(seconds + at, mask=is_one, other=0) * w, 1), 0)
+    tl.store(of_group + b * G + g, one)
+    tl.store(of_both + b * G + g, both)
 
 
-@triton.jit
+@_kernel
 def _gradient(
     x, dy, dx, of_group, of_both, means, rstds, weight, bias, N, C, G, D,
     SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -168,8 +186,9 @@ def normalise(
     sums = torch.empty(2, b, s, c, device=x.device)
     moments, y = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
     _slice_moments[tiles, s, b](x, sums[0], sums[1], n, c, s, ROWS, COLUMNS)
-    padded = triton.next_power_of_2(s), triton.next_power_of_2(d)
-    _group_moments[groups, b](sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, *padded)
+    _group_moments[groups, b](
+        sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, MOST_SLICES, CHANNELS
+    )  # fmt: skip
     grid = tiles, triton.cdiv(n, ROWS), b
     _normalise[grid](x, y, moments[0], moments[1], weight, bias, n, c, groups, d, has_silu, ROWS, COLUMNS)
     return y, moments
@@ -184,8 +203,9 @@ def gradients(
     joined, dx = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
     told = moments[0], moments[1], weight, bias
     _slice_sums[tiles, s, b](x, dy, sums[0], sums[1], *told, n, c, s, groups, d, has_silu, ROWS, COLUMNS)
-    padded = triton.next_power_of_2(s), triton.next_power_of_2(d)
-    _group_sums[groups, b](sums[0], sums[1], joined[0], joined[1], weight, c, s, groups, d, *padded)
+    _group_sums[groups, b](
+        sums[0], sums[1], joined[0], joined[1], weight, c, s, groups, d, MOST_SLICES, CHANNELS
+    )  # fmt: skip
     grid = tiles, triton.cdiv(n, ROWS), b
     _gradient[grid](x, dy, dx, joined[0], joined[1], *told, n, c, groups, d, has_silu, ROWS, COLUMNS)
     of_bias, of_weight = sums.sum((1, 2))

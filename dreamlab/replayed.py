@@ -5,7 +5,8 @@ first call of some shapes runs as it is, the second is recorded, and the others 
 Called by halves.py, for as long as the weights lie where they do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,17 +37,29 @@ class Replayed:
         key = (shape, *(_told(one) for one in leaves))
         if key in self._recorded:
             return self._recorded[key].replay(leaves)
-        if key not in self._seen:
-            self._seen.add(key)
-            return self.call(*args, **kwargs)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
+            if key not in self._seen:
+                self._seen.add(key)
+                with _waiting_is_an_error():  # once recording has begun, it would leave PyTorch's memory in disorder
+                    return self.call(*args, **kwargs)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
             self._recorded[key] = _Recording(self.call, leaves, shape, device, self._pool)
-        except RuntimeError as error:  # too little memory, or something that waits for the GPU
+        except RuntimeError as error:
             self._is_given_up = True
             console.print(f"Drawing is not replayed as a CUDA graph: {first_line(error)}", markup=False)
             return self.call(*args, **kwargs)
         return self._recorded[key].replay(leaves)
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """RuntimeError where a tensor on the GPU is waited for."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _told(leaf: Any) -> Any:
