@@ -19,8 +19,8 @@ GIB = 2**30
 MOMENT_BYTES = {"AdamW8bit": 2, "PagedAdamW8bit": 0, "Lion": 1, "SGD": 0, "Adafactor": 0}  # a weight; others 8
 KEPT_BYTES = {  # for each latent pixel of an image: activations kept, or computed twice
     "stable_diffusion": (354_000, 75_000),
-    "sdxl": (462_000, 100_000),
-    "stable_diffusion_3": (580_000, 128_000),
+    "sdxl": (446_000, 59_000),
+    "stable_diffusion_3": (580_000, 89_000),
 }
 NEEDS_GIB = {"24gb": 15.6, "16gb": 10.1, "12gb": 8.0, "8gb": 5.9}  # SD 1.5, 512 px, batch 1, text encoder too
 
