@@ -3,6 +3,7 @@
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import bitsandbytes
 import pytest
@@ -14,6 +15,8 @@ from dreamlab.captured import Captured, obstacle
 from dreamlab.checks import check
 from dreamlab.errors import UserError
 from dreamlab.memory import estimate_gib, explained_shortage
+from dreamlab.models import pick_device
+from dreamlab.one_device import OneDevice
 from dreamlab.resume import Start
 from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
@@ -102,6 +105,22 @@ def test_gradients_kept_in_half_precision_are_autocasts_own_to_the_bit(settings:
     )
     halved = sum(one.numel() for one in grads[1] if one.dtype == torch.bfloat16)
     assert halved > 0.9 * sum(one.numel() for one in grads[0])
+
+
+def test_after_training_the_model_is_where_it_was_and_the_moments_are_gone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    teardown = OneDevice.teardown
+    monkeypatch.setattr(OneDevice, "teardown", lambda self: (kept.append(self), teardown(self)))
+    run, _ = fitted(settings("steps=2", "device=auto"), tmp_path, False)
+    strategy = kept[0]
+    state = torch.load(run.states()[0], weights_only=True)["optimizer_states"][0]["state"]
+    assert len(state) > 100 and all("exp_avg" in one for one in state.values())  # they were there
+    assert not strategy.optimizers[0].state
+    weights = list(strategy.lightning_module.trained.parameters())
+    assert {weight.device.type for weight in weights} == {pick_device("auto").type}
+    assert all(weight.grad is None for weight in weights)
 
 
 @pytest.mark.gpu

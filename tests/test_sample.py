@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TrainRun, are_identical, weights_of
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from tiny_models import save_tiny
 
@@ -48,6 +48,25 @@ def test_image_k_of_a_seed_is_the_first_of_seed_plus_k(tmp_path: Path) -> None:
     three = draw(tmp_path / "a", n=3, seed=7)
     third = draw(tmp_path / "b", n=1, seed=9)
     assert apart(three[2], third[0]) <= 1  # batched and single convolutions round differently
+
+
+@pytest.mark.parametrize(("at_once", "parts"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
+def test_many_pictures_are_decoded_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, parts: list[int]
+) -> None:
+    decoded = []
+    decode = AutoencoderKL.decode
+
+    def counted(vae: AutoencoderKL, latents: torch.Tensor, **settings: object) -> object:
+        decoded.append(len(latents))
+        return decode(vae, latents, **settings)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", counted)
+    whole = draw(tmp_path / "whole", n=3)
+    monkeypatch.setattr("dreamlab.sample.DECODED_PX", at_once * 64 * 64 + 63)
+    some = draw(tmp_path / "some", n=3)
+    assert decoded == [3, *parts]
+    assert max(map(apart, whole, some)) <= 1  # batched and single convolutions round differently
 
 
 def test_prompt_negative_prompt_guidance_and_size_have_an_effect(tmp_path: Path) -> None:
