@@ -26,6 +26,7 @@ from dreamlab.models.families import FAMILIES
 from dreamlab.models.parts import text_encoders
 from dreamlab.module import DreamBooth, Objective
 from dreamlab.moments import evaluated_updates
+from dreamlab.precision_plugins import plugin, shared_out
 from dreamlab.prior import fingerprint
 from dreamlab.progress import console
 from dreamlab.resume import settings_that_matter
@@ -202,7 +203,7 @@ def trainer(
     """
     device = pick_device(config.device)
     is_shared_out = processes.is_shared_out(config.trainer.devices, config.trainer.strategy)
-    chosen = captured or precision.plugin(config.precision, device, config.seed)
+    chosen = captured or plugin(config.precision, device, config.seed)
     devices, halves = config.trainer.devices, 2 if config.prior_weight > 0 else 1
     per_update = config.batch_size * config.accumulate * devices * halves
     settings = settings_that_matter(config, subject.digest)
@@ -220,7 +221,7 @@ def trainer(
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[
-            precision.shared_out(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
+            shared_out(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
         ],
         logger=False, callbacks=watching, default_root_dir=logs[0].run.path, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

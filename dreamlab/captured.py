@@ -177,7 +177,7 @@ class Captured(Precision):
         self._errors, self._loss = losses.errors.detach(), losses.total.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """As precision.Scaled's, so that a run can go on either way."""
+        """As precision_plugins.Scaled's, so that a run can go on either way."""
         if self.scaler is None:
             return {}
         return {**self.scaler.state_dict(), "skipped_updates": int(self.skipped)}

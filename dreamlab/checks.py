@@ -16,7 +16,6 @@ from dreamlab.adapters import check_train
 from dreamlab.attention import CHOICES as ATTENTIONS
 from dreamlab.attention import check_attention
 from dreamlab.errors import UserError, did_you_mean
-from dreamlab.loggers import KINDS as LOGGERS
 from dreamlab.low_rank import KINDS as LOW_RANK
 from dreamlab.low_rank import check_low_rank
 from dreamlab.models import find, is_snapshot, pick_device
@@ -75,7 +74,7 @@ NUMBERS: dict[str, Rule] = {
 DRAWING = (*SAMPLERS, *FLOW_SAMPLERS)
 CHOICES = {
     "model.family": tuple(FAMILIES), "precision": PRECISIONS, "schedule.name": tuple(SCHEDULES),
-    "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": LOGGERS,
+    "adapter.kind": ADAPTERS, "data.crop": ("center", "random"), "logger.kind": ("wandb", "csv", "tensorboard", "none"),
     "logger.mode": ("auto", "online", "offline"), "prior.sampler": DRAWING, "sampling.sampler": DRAWING,
     "model.padding": ("full", "longest"), "model.attention": ATTENTIONS,
     "data.mask": ("none", "file", "alpha"),

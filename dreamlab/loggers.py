@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 START_S, FINISH_S = 30.0, 300.0  # that W&B's server may take to open a run, and to take the rest of it at its end
 _given_up: list[bool] = []
-KINDS = ("wandb", "csv", "tensorboard", "none")
 
 
 def has_wandb_key() -> bool:
