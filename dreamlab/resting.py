@@ -68,14 +68,15 @@ def _plain(prompts: Sequence[str], negative_prompt: str, batch: slice) -> dict[s
 
 
 def _read(model: Family, prompts: Sequence[str], negative_prompt: str, device: torch.device) -> Words:
-    distinct = list(dict.fromkeys([*prompts, negative_prompt]))
+    negative = [negative_prompt] if FAMILIES[model.family].has_negative else list(prompts[:1])  # which nobody looks at
+    distinct = list(dict.fromkeys([*prompts, *negative]))
     read = [model.encode_text(model.tokenize([prompt]).to(device)) for prompt in distinct]
     # Some pipelines give latents the dtype of the text, and a sampler needs float32
     text = {name: torch.cat([one[name] for one in read]).float() for name in read[0]}
     rows = [distinct.index(prompt) for prompt in prompts]
 
     def words(batch: slice) -> dict[str, Any]:
-        chosen = rows[batch], [distinct.index(negative_prompt)] * len(rows[batch])
+        chosen = rows[batch], [distinct.index(negative[0])] * len(rows[batch])
         return model.prompt_words(*({name: value[which] for name, value in text.items()} for which in chosen))
 
     return words
