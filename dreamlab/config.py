@@ -27,7 +27,7 @@ EXTRAS = {"prodigyopt": "prodigy"}  # packages of ALLOWED_TARGETS that come with
 # Settings that say where and how a run happens, not what it computes: they leave its signature alone.
 WITHOUT_EFFECT = (
     "out", "name", "cache_dir", "logger", "resume", "save_every", "keep_states", "snapshot_every", "keep_snapshots",
-    "device", "retry", "dry_run",
+    "device", "retry", "dry_run", "measured",
 )  # fmt: skip
 
 

@@ -219,6 +219,7 @@ class Train:
     out: str = "outputs"
     cache_dir: str | None = None  # null: $DREAMLAB_CACHE or ~/.cache/dreamlab
     device: str = "auto"  # auto | cpu | cuda
+    measured: str | None = None  # what the chosen hardware preset needs and how fast it is, in words; decides nothing
     precision: str = "fp32"  # fp32 | bf16 | fp16: dtype of the forward pass | bf16_pure: of the weights too
     model: Model = field(default_factory=Model)
     adapter: Adapter = field(default_factory=Adapter)

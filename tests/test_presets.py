@@ -1,5 +1,7 @@
 """The tutorial's recipe, and its quirks as settings that are told before the run."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ from conftest import noise_picture, start_command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dreamlab.config import conf_dir, register_schemas
+from dreamlab.config import conf_dir, register_schemas, signature
+from dreamlab.memory import NEEDS_GIB
 from dreamlab.presets import differences
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Train
@@ -72,3 +75,13 @@ def test_the_exact_tutorial_trains_pocket_and_tells_its_quirks_first(tmp_path: P
     assert run.status()["update"] == 2, "four micro-batches are two updates"
     class_images = list((tmp_path / "cache" / "prior").rglob("*.jpg"))
     assert len(class_images) == 2 and not list((tmp_path / "cache" / "prior").rglob("*.png"))
+
+
+@pytest.mark.parametrize(("name", "gib"), NEEDS_GIB.items())
+def test_a_hardware_preset_says_what_it_needs_and_that_decides_nothing(name: str, gib: float) -> None:
+    config = composed(f"hardware={name}", "model=sd15")
+    told = re.match(
+        r"([\d.]+) GiB at the peak.* (ms|s) an update of Stable Diffusion 1.5 at 512 px", config.measured or ""
+    )
+    assert told and float(told[1]) == pytest.approx(gib, rel=0.05)
+    assert signature(config, "") == signature(replace(config, measured=None), "")
