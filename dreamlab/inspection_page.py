@@ -16,6 +16,7 @@ from dreamlab.doctor import Case, Diagnosis
 from dreamlab.html import render, write_html
 from dreamlab.look import Look, crop_shape
 from dreamlab.photos import Region, crop, read_photo
+from dreamlab.pictures import as_picture
 from dreamlab.remarks import printable
 
 SIDE_PX = 224
@@ -61,8 +62,7 @@ def _shown(diagnosis: Diagnosis, look: Look) -> Shown:
 def _crop(image: Image.Image, case: Case) -> Image.Image:
     """What the model gets of a photo whose crop lies in the middle."""
     height, width = crop_shape(image.size, case.side_px, case.bucket_step)
-    values = crop(image, Region(height, width), case.loading.resample)
-    return Image.fromarray((values * 255).round().byte().permute(1, 2, 0).numpy())
+    return as_picture(crop(image, Region(height, width), case.loading.resample))
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ from dreamlab.encoders import Encoder
 from dreamlab.evaluation import Judge, Photos, Shot
 from dreamlab.loggers import log_images, log_shots
 from dreamlab.photos import Loading, Region, crop, read_photo
-from dreamlab.pictures import save_png
+from dreamlab.pictures import as_picture, save_png
 from dreamlab.progress import progress
 from dreamlab.prompt_sets import find_set
 from dreamlab.quiet import quiet_imported_libraries
@@ -82,8 +82,7 @@ def make_judge(
     """Encoders and the subject's photos, cut as samples are, which are kept in the run's folder for its page."""
 
     def seen(paths: Sequence[Path]) -> list[Image.Image]:
-        cut = [crop(read_photo(path, loading), Region(resolution, resolution)) for path in paths]
-        return [Image.fromarray((pixels.permute(1, 2, 0) * 255).round().byte().numpy()) for pixels in cut]
+        return [as_picture(crop(read_photo(path, loading), Region(resolution, resolution))) for path in paths]
 
     photos = [
         Photos(seen([photo.path for photo in concept.photos]), seen([photo.path for photo in concept.held_out]))

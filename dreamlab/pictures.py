@@ -4,14 +4,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from dreamlab.runs import written_whole
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FAST = 3  # of PNG's 9 levels: photos get 1-6% larger than with the usual 6, in 40% of the time
+
+
+def as_picture(pixels: "Tensor") -> Image.Image:
+    """Pixels `(3, H, W)` of 0 to 1 as a picture of 8 bits; rounded before they leave a GPU."""
+    return Image.fromarray((pixels.float() * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:

@@ -32,10 +32,10 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
 }
-DECODED_PX = 4 * 512 * 512  # at a time: enough to keep a GPU busy, and a GiB or two
 FLOW_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # of flow matching
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
+DECODED_PX = 4 * 512 * 512  # at a time: enough to keep a GPU busy, and a GiB or two
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def draw(
     import torch
 
     from dreamlab.halves import decoding_in_parts, drawing_in
+    from dreamlab.pictures import as_picture
     from dreamlab.precision import autocast, forward_dtype
     from dreamlab.resting import told
 
@@ -86,17 +87,8 @@ def draw(
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,
             ).images  # fmt: skip
-            for offset, image in enumerate(pictures(images)):
-                on_image(start + offset, image)
-
-
-def pictures(images: "torch.Tensor") -> "list[Image]":
-    """Images `(B, 3, H, W)` of 0 to 1 as the pictures that diffusers makes of them; rounded before they leave a GPU."""
-    import torch
-    from PIL import Image
-
-    levels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(one) for one in levels]
+            for offset, pixels in enumerate(images):
+                on_image(start + offset, as_picture(pixels))
 
 
 def check_sampler(key: str, name: str, family: str) -> None:
