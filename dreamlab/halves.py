@@ -21,12 +21,12 @@ CALLED_AS = ("forward", "decode")  # what a pipeline calls of them
 
 @contextmanager
 def halved(
-    networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False, has_channels_last: bool = False
+    networks: list[nn.Module], dtype: torch.dtype, is_compiled: bool = False, is_on_gpu: bool = False
 ) -> Iterator[None]:  # fmt: skip
     """Networks whose weights are `dtype` in the block, and which take and give float32.
 
-    A denoiser is compiled, if so asked, or else replayed on a GPU; a VAE is neither. `has_channels_last`: the
-    layout of the copies, which convolutions in half precision are faster with on a GPU.
+    A denoiser is compiled, if so asked, or else replayed on a GPU; a VAE is neither. There, the copies have their
+    channels last, which convolutions in half precision are faster with.
     """
     weights = [(weight, weight.data) for network in networks for weight in network.parameters()]
     buffers = [  # by their places, since a network that moves to another device gets new ones
@@ -35,7 +35,7 @@ def halved(
     ]  # fmt: skip
     try:
         for weight, own in weights:
-            is_laid = has_channels_last and own.dim() == 4 and own.dtype != dtype
+            is_laid = is_on_gpu and own.dim() == 4 and own.dtype != dtype
             weight.data = own.to(dtype, memory_format=torch.channels_last if is_laid else torch.preserve_format)
         for module, name, buffer in buffers:
             setattr(module, name, buffer.to(dtype))
@@ -43,8 +43,11 @@ def halved(
             for name in CALLED_AS:
                 if hasattr(network, name):
                     plain: Callable[..., Any] = getattr(network, name)
-                    if not hasattr(network, "decode"):
-                        plain = torch.compile(plain) if is_compiled else Replayed(plain)
+                    is_denoiser = not hasattr(network, "decode")
+                    if is_denoiser and is_compiled:
+                        plain = torch.compile(plain)
+                    elif is_denoiser and is_on_gpu:
+                        plain = Replayed(plain)
                     setattr(network, name, _at_the_border(plain, dtype))
         yield
     finally:
