@@ -49,7 +49,7 @@ def test_on_a_cpu_a_network_is_the_same_to_the_bit_and_so_are_its_weights(monkey
     (pred, grads), (other, others) = predicted(plain), predicted(fused)
     assert torch.equal(pred, other)
     assert all(torch.equal(grads[name], others[name]) for name in grads) and grads.keys() == others.keys()
-    # conv_in's, seven blocks' two each with SiLU, two transformers' without
+    # Eight blocks' two each and the last one with SiLU, four transformers' without
     kinds = [type(module) for module in fused.modules() if isinstance(module, nn.GroupNorm)]
     assert (kinds.count(NormWithSiLU), kinds.count(Norm), len(kinds)) == (17, 4, 21)
 
