@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from dreamlab import sealed
 from dreamlab.finiteness import require_finite
 from dreamlab.runlog import RunLog
 from dreamlab.runs import numbered, update_of
@@ -42,7 +42,7 @@ class StateFiles(TorchCheckpointIO):
         path = Path(path)
         replaces = path.parent.is_dir() and any(path.parent.glob("*.ckpt"))  # the state before it goes next
         with written_whole(path, flush=replaces) as temporary:
-            torch.save(checkpoint, temporary)
+            sealed.save(checkpoint, temporary)
 
 
 class _Kept(Callback):

@@ -2,12 +2,10 @@
 
 Convolutions in half precision want channels last. PyTorch's group norm wants them first, autocast gives it float32, and
 what follows is cast and turned around again: a third of the time that drawing takes is such copies. norm_kernels.py
-does the same arithmetic, in float32 too, on the image as it lies. On a CPU, in a compiled network (whose compiler knows
-how) and where Triton doesn't work, the norms are PyTorch's. Called as a model is loaded.
+does the same arithmetic, in float32 too, on the image as it lies. On a CPU, and in a compiled network, whose compiler
+knows how, the norms are PyTorch's.
 """
 
-from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -65,26 +63,16 @@ class _Fused(torch.autograd.Function):
         return of_image, of_weight.to(weight.dtype), of_bias.to(bias.dtype), None, None, None
 
 
-def can_fuse() -> bool:
-    """Whether there is a GPU that Triton supports: NVIDIA's since Ampere, compute capability 8.0."""
-    if find_spec("triton") is None or torch.version.cuda is None or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability() >= (8, 0)
-
-
-def fuse_norms(networks: Iterable[nn.Module]) -> None:
-    """Let the group norms of diffusers' networks compute so; their weights and names stay as they are."""
-    if not can_fuse():
-        return
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, ResnetBlock2D):
-                _take_in(module.nonlinearity, module.norm1, module.norm2)
-            elif isinstance(getattr(module, "conv_norm_out", None), nn.GroupNorm):
-                _take_in(module.conv_act, module.conv_norm_out)
-        for module in network.modules():
-            if type(module) is nn.GroupNorm and module.affine:
-                module.__class__ = Norm
+def fuse_norms(network: nn.Module) -> None:
+    """Let a network's group norms compute so; their weights and names stay as they are."""
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            _take_in(module.nonlinearity, module.norm1, module.norm2)
+        elif isinstance(getattr(module, "conv_norm_out", None), nn.GroupNorm):
+            _take_in(module.conv_act, module.conv_norm_out)
+    for module in network.modules():
+        if type(module) is nn.GroupNorm and module.affine:
+            module.__class__ = Norm
 
 
 def _take_in(activation: Any, *norms: Any) -> None:

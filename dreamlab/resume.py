@@ -19,6 +19,7 @@ from dreamlab.errors import UserError
 from dreamlab.runs import RunDirectory, update_of
 from dreamlab.schedules import ignores_steps
 from dreamlab.schema import Train
+from dreamlab.sealed import is_intact
 from dreamlab.subject import Subject
 
 # Beside WITHOUT_EFFECT: what changes pictures and numbers shown, but no weight
@@ -130,9 +131,8 @@ def _newest_readable(files: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
 def _read(file: Path) -> dict[str, Any]:
     """The part of a state that says which run it is of; only tensors and plain containers are ever unpickled."""
     about = torch.load(file, map_location="meta", weights_only=True, mmap=True)["dreamlab"]
-    with zipfile.ZipFile(file) as archive:  # a hole in the middle would only show in the weights
-        if archive.testzip() is not None:
-            raise zipfile.BadZipFile
+    if not is_intact(file):  # a hole in the middle would only show in the weights
+        raise zipfile.BadZipFile
     settings = {key: dict(value) if key in PASSED_OVER else value for key, value in about["settings"].items()}
     if not PASSED_OVER.keys() <= settings.keys():
         raise KeyError(*PASSED_OVER)

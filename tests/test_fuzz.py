@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+import tempfile
 import typing
 import zipfile
 from itertools import pairwise
@@ -25,6 +26,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
 
+from dreamlab import sealed
 from dreamlab.checks import check
 from dreamlab.concepts import read_concepts
 from dreamlab.errors import OF_THE_DISK, UserError
@@ -140,11 +142,13 @@ def test_a_list_of_subjects_is_read_or_refused(folder: Path, content: bytes, dam
         assert len(str(refused)) < 2000
 
 
-def state() -> bytes:
-    file = io.BytesIO()
+def state(is_sealed: bool) -> bytes:
     told = {"update": 3, "settings": {"lr": 1e-4, "model": {"family": "x"}, "adapter": {"rank": None}}}
-    torch.save({"state_dict": {"w": torch.ones(3)}, "dreamlab": told}, file)
-    return file.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        (sealed.save if is_sealed else torch.save)(
+            {"state_dict": {"w": torch.ones(3)}, "dreamlab": told}, file := Path(folder) / "state"
+        )
+        return file.read_bytes()
 
 
 def zipped_with(name: str, content: bytes) -> bytes:
@@ -156,17 +160,20 @@ def zipped_with(name: str, content: bytes) -> bytes:
     return made.getvalue()
 
 
-STATE = state()
+STATE, SEALED = state(False), state(True)
 PICKLE = next(
     zipfile.ZipFile(io.BytesIO(STATE)).read(n) for n in zipfile.ZipFile(io.BytesIO(STATE)).namelist() if "pkl" in n
 )
 
 
 @fuzzed(60)
-@given(DAMAGE, st.booleans())
-def test_a_resume_state_is_read_or_refused(folder: Path, damage: Damage, is_inside: bool) -> None:
+@given(DAMAGE, st.sampled_from(["pickle", "archive", "sealed"]))
+def test_a_resume_state_is_read_or_refused(folder: Path, damage: Damage, place: str) -> None:
     file = folder / "update-000003.ckpt"
-    file.write_bytes(zipped_with("data.pkl", damaged(PICKLE, damage)) if is_inside else damaged(STATE, damage))
+    if place == "pickle":
+        file.write_bytes(zipped_with("data.pkl", damaged(PICKLE, damage)))
+    else:
+        file.write_bytes(damaged(STATE if place == "archive" else SEALED, damage))
     try:
         found, about = _newest_readable([file])
         assert found == file and isinstance(about["update"], int) and isinstance(about["settings"], dict)

@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, silu
 
-from dreamlab import norms
 from dreamlab.norms import Norm, NormWithSiLU, fuse_norms
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,10 +41,9 @@ def predicted(network: nn.Module, device: str = "cpu") -> tuple[Tensor, dict[str
     return pred.detach().cpu(), {name: weight.grad.cpu() for name, weight in network.named_parameters()}
 
 
-def test_on_a_cpu_a_network_is_the_same_to_the_bit_and_so_are_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_a_network_is_the_same_to_the_bit_and_so_are_its_weights() -> None:
     plain, fused = unet(), unet()
-    monkeypatch.setattr(norms, "can_fuse", lambda: True)
-    fuse_norms([fused])
+    fuse_norms(fused)
     (pred, grads), (other, others) = predicted(plain), predicted(fused)
     assert torch.equal(pred, other)
     assert all(torch.equal(grads[name], others[name]) for name in grads) and grads.keys() == others.keys()
@@ -54,20 +52,18 @@ def test_on_a_cpu_a_network_is_the_same_to_the_bit_and_so_are_its_weights(monkey
     assert (kinds.count(NormWithSiLU), kinds.count(Norm), len(kinds)) == (17, 4, 21)
 
 
-def test_a_copy_has_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "can_fuse", lambda: True)
+def test_a_copy_has_weights_of_its_own() -> None:
     fused = unet()
-    fuse_norms([fused])
+    fuse_norms(fused)
     before, copied = predicted(fused)[0], copy.deepcopy(fused)
     with torch.no_grad():
         copied.conv_norm_out.weight.zero_()
     assert torch.equal(predicted(fused)[0], before) and not torch.equal(predicted(copied)[0], before)
 
 
-def test_a_vae_is_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "can_fuse", lambda: True)
+def test_a_vae_is_the_same_too() -> None:
     plain, fused = vae(), vae()
-    fuse_norms([fused])
+    fuse_norms(fused)
     image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         assert torch.equal(plain(image).sample, fused(image).sample)
@@ -82,7 +78,7 @@ SHAPES = ((2, 320, 64, 64, 32), (1, 48, 7, 5, 8), (2, 2560, 8, 8, 32), (3, 64, 9
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("shape", "has_silu"), product(SHAPES, (True, False)))
+@pytest.mark.parametrize(("shape", "has_silu"), [*product(SHAPES, (True, False))])
 def test_on_a_gpu_values_and_gradients_are_group_norms(shape: tuple[int, ...], has_silu: bool) -> None:
     *sizes, groups = shape
     norm = (NormWithSiLU if has_silu else Norm)(groups, sizes[1], eps=1e-5).cuda()
@@ -108,7 +104,7 @@ def test_on_a_gpu_values_and_gradients_are_group_norms(shape: tuple[int, ...], h
 def test_under_autocast_it_rounds_once_where_autocast_does() -> None:
     """Both against float64: as far away as each other, in a network's output and gradients."""
     plain, fused, exact = unet().cuda(), unet().cuda(), unet().double().cuda()
-    fuse_norms([fused])
+    fuse_norms(fused)
     torch.set_default_dtype(torch.float64)
     try:
         told, grads = predicted(exact.double(), "cuda")

@@ -185,7 +185,7 @@ def load(
         from dreamlab.snapshots import load_snapshot
 
         return load_snapshot(Path(find(source)), vae, config, options)
-    from dreamlab.norms import fuse_norms
+    from dreamlab.fused import fuse
     from dreamlab.quiet import quiet_imported_libraries
 
     quiet_imported_libraries()
@@ -197,7 +197,7 @@ def load(
             model = made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
         else:
             model = made.load(find(source), revision, variant, find(vae) if vae else None, options)
-    fuse_norms([*model.parts().values(), *model.encoders().values()])
+    fuse([*model.parts().values(), *model.encoders().values()])
     return model
 
 
