@@ -1,7 +1,7 @@
 """Archives of PyTorch's that carry a seal: a checksum by which damage is found anywhere in them.
 
-PyTorch sums up each tensor itself as it writes, which takes longer than writing. zlib does it in a tenth of that, pieces
-of the file side by side, and the sum becomes the archive's comment, which nobody else reads.
+PyTorch sums up each tensor itself as it writes, which takes longer than writing. zlib does it in a tenth of that,
+pieces of the file side by side, and the sum becomes the archive's comment, which nobody else reads.
 """
 
 import contextlib
