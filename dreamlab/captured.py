@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 
 from dreamlab.data import Batch
+from dreamlab.loss import Losses
 from dreamlab.models.parts import BLOCKS
 from dreamlab.module import Draws, DreamBooth
 from dreamlab.precision import autocast, forward_dtype, weight_dtype
@@ -161,8 +162,16 @@ class Captured(Precision):
 
     def _run(self, module: DreamBooth, optimizer: Any) -> None:
         """The update itself, from the buffers."""
-        buffers = self._buffers
         self._stepping.clear(optimizer)
+        with self._stepping.copies.standing_in():
+            losses = self._forward(module)
+            (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
+        self._stepping.record(optimizer)
+        self.skipped += ~self._stepping.norm.isfinite()
+        self._errors, self._loss = losses.errors.detach(), losses.total.detach()
+
+    def _forward(self, module: DreamBooth) -> Losses:
+        buffers = self._buffers
         with autocast(self.name, self.device):
             draws = Draws(**{name: buffers.get(name) for name in Draws._fields})  # type: ignore[arg-type]
             noised = module.noised(replace(self._batch, moments=(buffers["mean"], buffers["std"])), draws)
@@ -170,11 +179,7 @@ class Captured(Precision):
                 text = module.model.encode_text(buffers["input_ids"])
             else:
                 text = {name.removeprefix(TEXT): value for name, value in buffers.items() if name.startswith(TEXT)}
-            losses = module.loss(self._batch, noised, text)
-        (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
-        self._stepping.record(optimizer)
-        self.skipped += ~self._stepping.norm.isfinite()
-        self._errors, self._loss = losses.errors.detach(), losses.total.detach()
+            return module.loss(self._batch, noised, text)
 
     def state_dict(self) -> dict[str, Any]:
         """As precision_plugins.Scaled's, so that a run can go on either way."""

@@ -13,7 +13,11 @@ def norm_of(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of some tensors together, a float32 scalar, whatever their dtype."""
     if not gradients:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients), 2, torch.float32)))
+    alike = [
+        [one for one in gradients if one.dtype == dtype] for dtype in dict.fromkeys(one.dtype for one in gradients)
+    ]
+    norms = [norm for some in alike for norm in torch._foreach_norm(some, 2, torch.float32)]  # quick where they are
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def total_norm(weights: Sequence[Tensor], are_shares: bool) -> Tensor:

@@ -2,11 +2,11 @@
 
     Inside   torch's Adam and AdamW, whose fused kernels count updates and read rates on the GPU: all is recorded
     After    any other optimizer, which is called once the graph has run. bitsandbytes' see many weights as one (see
-             joined.py), and gradients wait for them in the half precision that autocast has computed them in: casting
-             them to float32 at once would add nothing but two bytes a weight
+             joined.py)
 
-fp16's scaler and clipping by norm belong to it: of gradients g an optimizer sees g * min(1, most / |g|) / scale. Called
-by captured.py.
+Gradients of layers stay in the half precision that autocast computes them in (copies.py) until their step: casting them
+to float32 at once would add nothing but two bytes a weight. fp16's scaler and clipping by norm belong to it: of
+gradients g an optimizer sees g * min(1, most / |g|) / scale. Called by captured.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dreamlab.copies import Copies
 from dreamlab.joined import Joined, join
-from dreamlab.precision import IN_HALF
 from dreamlab.randomness import Use, torch_generator
 from dreamlab.rounding import round_stochastically, step_rounded
-from dreamlab.shares import clip, clip_factor, norm_of, total_norm
+from dreamlab.shares import clip_factor, norm_of
+
+AT_ONCE = 2**26  # numbers whose gradients are float32 at a time
 
 
 class Stepping(Protocol):
-    """What follows a backward pass; `norm` is the last one's, before clipping."""
+    """What follows a backward pass; its norm is that before clipping."""
 
-    norm: Tensor
+    copies: Copies
+
+    @property
+    def norm(self) -> Tensor:
+        """The last one's."""
+        ...
 
     def begin(self, optimizer: Any) -> None:
         """Before each update, outside of the graph."""
@@ -56,27 +63,51 @@ def stepping(
 ) -> Stepping:  # fmt: skip
     """The way that suits the optimizer; `half` is autocast's dtype, `rounding_seed` that of weights in bfloat16."""
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    measure = Measure(device, scaler, max_grad_norm)
     if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and rounding_seed is None:
-        return Inside(optimizer, weights, device, scaler, max_grad_norm)
-    found = [module for module in trained.modules() if isinstance(module, IN_HALF)]
+        return Inside(optimizer, weights, Copies(trained, half), device, measure)
     can_join = type(optimizer).__module__.startswith("bitsandbytes.") and not optimizer.is_paged
-    halved = [one for module in found for one in module.parameters(recurse=False)] if half and can_join else []
-    return After(weights, halved, device, scaler, max_grad_norm, half, rounding_seed, can_join)
+    return After(weights, Copies(trained, half if can_join else None), device, measure, rounding_seed, can_join)
+
+
+class Measure:
+    """The norm of an update's gradients, and what they are to be multiplied by; fp16's scaler learns of it, too."""
+
+    def __init__(self, device: torch.device, scaler: Any, max_grad_norm: float | None) -> None:
+        self.scaler, self.max_grad_norm = scaler, max_grad_norm
+        self.norm, self.factor = torch.zeros((), device=device), torch.ones((), device=device)
+
+    def of(self, gradients: Sequence[Tensor]) -> None:
+        """Find both."""
+        norm = norm_of(gradients)
+        scale = self.scaler._scale if self.scaler else torch.ones((), device=norm.device)
+        self.norm = norm / scale
+        self.factor = 1 / scale
+        if self.max_grad_norm is not None:
+            self.factor = self.factor * clip_factor(self.norm, self.max_grad_norm)
+        if self.scaler:  # what its update() does, which knows gradients only by their optimizer
+            torch._amp_update_scale_(
+                scale, self.scaler._growth_tracker, (~norm.isfinite()).float(), self.scaler.get_growth_factor(),
+                self.scaler.get_backoff_factor(), self.scaler.get_growth_interval(),
+            )  # fmt: skip
 
 
 class Inside:
     """The optimizer's fused kernels as part of the graph, with rates that lie on the GPU."""
 
     def __init__(
-        self, optimizer: Any, weights: Sequence[nn.Parameter], device: torch.device, scaler: Any,
-        max_grad_norm: float | None,
+        self, optimizer: Any, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure
     ) -> None:  # fmt: skip
-        self.weights, self.device, self.scaler, self.max_grad_norm = weights, device, scaler, max_grad_norm
-        self.norm = torch.zeros((), device=device)
+        self.weights, self.copies, self.device, self._measure = weights, copies, device, measure
         self._told = [float(group["lr"]) for group in optimizer.param_groups]
         self._rates = [torch.tensor(rate, device=device) for rate in self._told]
         for state in optimizer.state.values():  # after a resume, its step counts lie on the CPU
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
+
+    @property
+    def norm(self) -> Tensor:
+        """As measured."""
+        return self._measure.norm
 
     def begin(self, optimizer: Any) -> None:
         """A rate that a schedule has changed is told to the GPU."""
@@ -88,67 +119,84 @@ class Inside:
     def clear(self, optimizer: Any) -> None:
         """Off the weights."""
         optimizer.zero_grad(set_to_none=True)
+        self.copies.gradients.clear()
 
     def record(self, optimizer: Any) -> None:
-        """Unscale, clip, step."""
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
-        learning = [weight for weight in self.weights if weight.grad is not None]
-        self.norm = total_norm(learning, are_shares=False)
-        if self.max_grad_norm is not None:
-            clip(learning, self.norm, self.max_grad_norm)
+        """Step some weights at a time, whose gradients become float32 for it."""
+        halves = self.copies.gradients
+        exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
+        self._measure.of([*halves.values(), *exact.values()])
+        for weight in exact:
+            weight.grad = None
         with self._capturable(optimizer):
-            self.scaler.step(optimizer) if self.scaler else optimizer.step()
-        if self.scaler:
-            self.scaler.update()
+            for some in _parts(halves):
+                whole = {weight: torch.empty_like(weight) for weight in some}
+                torch._foreach_copy_([*whole.values()], [*some.values()])
+                self._step(optimizer, whole)
+            self._step(optimizer, exact)
+
+    def _step(self, optimizer: Any, gradients: dict[nn.Parameter, Tensor]) -> None:
+        for weight, gradient in gradients.items():
+            weight.grad = gradient
+        optimizer.step()
+        for weight in gradients:
+            weight.grad = None
 
     def finish(self, optimizer: Any, update: int) -> None:
         """All is done already."""
 
     def release(self) -> None:
-        """Nothing is kept."""
+        """Let go of gradients."""
+        self.copies.gradients.clear()
 
     @contextmanager
     def _capturable(self, optimizer: Any) -> Iterator[None]:
-        """The optimizer's groups as its recordable kernels want them; they are put back as they were."""
+        """The optimizer's groups as its recordable kernels want them, which divide gradients; all is put back."""
         before = [
             {key: group[key] for key in ("lr", "fused", "capturable", "foreach")} for group in optimizer.param_groups
         ]
-        supports, optimizer._step_supports_amp_scaling = getattr(optimizer, "_step_supports_amp_scaling", False), True
         on_gpu = self.device.type == "cuda"
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group.update(lr=rate if on_gpu else group["lr"], fused=True, capturable=on_gpu, foreach=False)
+        optimizer.grad_scale = 1 / self._measure.factor
+        optimizer.found_inf = (~self.norm.isfinite()).float() if self._measure.scaler else None  # no step for those
         try:
             yield
         finally:
+            del optimizer.grad_scale, optimizer.found_inf
             for group, own in zip(optimizer.param_groups, before, strict=True):
                 group.update(own)
-            optimizer._step_supports_amp_scaling = supports
+
+
+def _parts(gradients: dict[nn.Parameter, Tensor]) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """Some of them after the other, of at most AT_ONCE numbers or of one weight."""
+    part: dict[nn.Parameter, Tensor] = {}
+    for weight, gradient in gradients.items():
+        if part and sum(one.numel() for one in part) + weight.numel() > AT_ONCE:
+            yield part
+            part = {}
+        part[weight] = gradient
+    if part:
+        yield part
 
 
 class After:
-    """A step that follows the graph; the gradients of `halved` weights are kept in `half` until then."""
+    """A step that follows the graph."""
 
     def __init__(
-        self, weights: Sequence[nn.Parameter], halved: Sequence[nn.Parameter], device: torch.device, scaler: Any,
-        max_grad_norm: float | None, half: torch.dtype | None, rounding_seed: int | None, can_join: bool,
+        self, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure,
+        rounding_seed: int | None, can_join: bool,
     ) -> None:  # fmt: skip
-        self.weights, self.device, self.scaler, self.max_grad_norm = weights, device, scaler, max_grad_norm
+        self.weights, self.copies, self.device, self._measure = weights, copies, device, measure
         self.rounding_seed, self.can_join = rounding_seed, can_join
         self.joined: list[Joined] = []
-        self.norm = torch.zeros((), device=device)
-        self.kept: dict[nn.Parameter, Tensor] = {}
         # Held here, since Lightning takes gradients off the weights, and a replayed graph puts none there
         self._exact: dict[nn.Parameter, Tensor] = {}
-        self._factor = torch.ones((), device=device)
 
-        def keep(weight: Any) -> None:
-            self.kept[weight], weight.grad = weight.grad.to(half), None
-
-        self._hooks = [
-            weight.register_post_accumulate_grad_hook(keep)
-            for weight in halved if weight.requires_grad and weight.dtype == torch.float32
-        ]  # fmt: skip
+    @property
+    def norm(self) -> Tensor:
+        """As measured."""
+        return self._measure.norm
 
     def begin(self, optimizer: Any) -> None:
         """Rates are read as it steps."""
@@ -156,41 +204,31 @@ class After:
     def clear(self, optimizer: Any) -> None:
         """Off the weights, and out of what is held of them."""
         optimizer.zero_grad(set_to_none=True)
-        self.kept.clear()
+        self.copies.gradients.clear()
         self._exact.clear()
 
     def record(self, optimizer: Any) -> None:
-        """The norm, and what gradients are to be multiplied by."""
+        """Measure."""
         self._exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
-        norm = norm_of([*self.kept.values(), *self._exact.values()])
-        scale = self.scaler._scale if self.scaler else torch.ones((), device=self.device)
-        self.norm = norm / scale
-        self._factor = 1 / scale
-        if self.max_grad_norm is not None:
-            self._factor = self._factor * clip_factor(self.norm, self.max_grad_norm)
-        if self.scaler:  # what its update() does, which knows gradients only by their optimizer
-            torch._amp_update_scale_(
-                scale, self.scaler._growth_tracker, (~norm.isfinite()).float(), self.scaler.get_growth_factor(),
-                self.scaler.get_backoff_factor(), self.scaler.get_growth_interval(),
-            )  # fmt: skip
+        self._measure.of([*self.copies.gradients.values(), *self._exact.values()])
 
     def finish(self, optimizer: Any, update: int) -> None:
         """fp16 waits for the norm here, since an update that overflows is skipped."""
-        if self.scaler and not bool(self.norm.isfinite()):
+        if self._measure.scaler and not bool(self.norm.isfinite()):
             return
         rounded = None
         if self.rounding_seed is not None:
             generator = torch_generator(self.rounding_seed, Use.ROUNDING, update, self.device)
             rounded = partial(round_stochastically, generator=generator)
         if self.can_join:
-            gradients = {**self.kept, **self._exact}
+            gradients = {**self.copies.gradients, **self._exact}
             self.joined = self.joined or join(optimizer, list(gradients))
             with torch.no_grad():
                 for one in self.joined:
-                    one.step(gradients.__getitem__, self._factor, rounded)
+                    one.step(gradients.__getitem__, self._measure.factor, rounded)
             return
         for weight, gradient in self._exact.items():
-            weight.grad = gradient.mul_(self._factor)
+            weight.grad = gradient.mul_(self._measure.factor)
         if rounded is None:
             optimizer.step()
             return
@@ -200,9 +238,7 @@ class After:
 
     def release(self) -> None:
         """Weights stand alone again."""
-        self.kept.clear()
+        self.copies.gradients.clear()
         self._exact.clear()
         while self.joined:
             self.joined.pop().part()  # one at a time: for a moment there are two of it
-        for hook in self._hooks:
-            hook.remove()

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from conftest import Settings
@@ -13,6 +12,7 @@ from conftest import Settings
 from dreamlab import assemble, feed, learning
 from dreamlab.captured import Captured, obstacle
 from dreamlab.checks import check
+from dreamlab.copies import Copies
 from dreamlab.errors import UserError
 from dreamlab.memory import estimate_gib, explained_shortage
 from dreamlab.models import pick_device
@@ -21,7 +21,6 @@ from dreamlab.resume import Start
 from dreamlab.runlog import RunLog
 from dreamlab.runs import RunDirectory
 from dreamlab.schema import Train
-from dreamlab.stepping import stepping
 from dreamlab.train import train
 
 Weights = dict[str, torch.Tensor]
@@ -85,26 +84,39 @@ def test_a_replayed_run_goes_on_from_a_plain_ones_state_and_the_other_way(settin
         assert are_near(weights, whole, 2e-5)
 
 
-def test_gradients_kept_in_half_precision_are_autocasts_own_to_the_bit(settings: Settings) -> None:
-    config, subject = check(settings("precision=bf16"))
+@pytest.mark.parametrize("word", ["model.gradient_checkpointing=false", "model.gradient_checkpointing=true"])
+def test_gradients_kept_in_half_precision_are_autocasts_own_to_the_bit(settings: Settings, word: str) -> None:
+    config, subject = check(settings("precision=bf16", word))
     model = assemble.base_model(config)
     module = assemble.module(config, model)
-    batches = feed.batches(config, feed.image_sets(config, subject, model), Start("s"), module)
-    grads = []
-    for optimizer in (torch.optim.AdamW(module.parameters()), bitsandbytes.optim.AdamW8bit(module.parameters())):
-        way = stepping(optimizer, module.trained, torch.device("cpu"), None, None, torch.bfloat16, None)
-        way.clear(optimizer)
+    batch = next(iter(feed.batches(config, feed.image_sets(config, subject, model), Start("s"), module)))
+    copies, weights = Copies(module.trained, torch.bfloat16), dict(module.trained.named_parameters())
+
+    def gradients() -> dict[str, torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = module.loss(next(iter(batches))).total
+            loss = module.loss(batch).total
         loss.backward()
-        kept = getattr(way, "kept", {})
-        grads.append([kept.get(w, w.grad) for w in module.parameters() if w.grad is not None or w in kept])
-        way.release()
-    assert len(grads[0]) == len(grads[1]) and all(
-        torch.equal(one, other.float()) for one, other in zip(*grads, strict=True)
-    )
-    halved = sum(one.numel() for one in grads[1] if one.dtype == torch.bfloat16)
-    assert halved > 0.9 * sum(one.numel() for one in grads[0])
+        found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+        for weight in weights.values():
+            weight.grad = None
+        return found
+
+    plain = gradients()
+    with copies.standing_in():
+        exact = gradients()
+    assert dict(module.trained.named_parameters()) == weights  # they are back, and have no gradients
+    halves = {name: copies.gradients[weight] for name, weight in weights.items() if weight in copies.gradients}
+    assert {gradient.dtype for gradient in halves.values()} == {torch.bfloat16}
+    assert halves.keys() | exact.keys() == plain.keys() and not halves.keys() & exact.keys()
+    assert all(torch.equal(plain[name], gradient.float()) for name, gradient in {**halves, **exact}.items())
+    assert sum(one.numel() for one in halves.values()) > 0.9 * sum(one.numel() for one in plain.values())
+
+
+def test_what_an_adapter_adds_computes_as_it_did(settings: Settings) -> None:
+    config, _ = check(settings("precision=bf16", "adapter=dora"))
+    trained = assemble.module(config, assemble.base_model(config)).trained
+    with Copies(trained, torch.bfloat16).standing_in():
+        assert {weight.dtype for weight in trained.parameters() if weight.requires_grad} == {torch.float32}
 
 
 def test_after_training_the_model_is_where_it_was_and_the_moments_are_gone(
