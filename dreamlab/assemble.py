@@ -21,6 +21,7 @@ from dreamlab.captured import Captured, compile_parts, obstacle
 from dreamlab.config import build
 from dreamlab.drawn import Drawn
 from dreamlab.dropout import Dropout
+from dreamlab.fused import can_fuse
 from dreamlab.models import Family, Options, load, pick_device
 from dreamlab.models.families import FAMILIES
 from dreamlab.models.parts import text_encoders
@@ -75,8 +76,9 @@ def base_model(config: Train) -> Family:
     for part in (*model.parts().values(), *model.encoders().values()):
         part.requires_grad_(False).eval().to("cpu" if part in waiting else device)
     use_attention(chosen.attention, model.parts().values())
-    # Convolutions in half precision are faster with the channels last; bitsandbytes would copy such weights elsewhere
-    laid = {"vae"} if "bitsandbytes" in str(config.optimizer.get("_target_")) else {"unet", "vae"}
+    # Convolutions in half precision are faster with the channels last; bitsandbytes itself would copy such weights
+    steps_itself = config.precision == "bf16_pure" or not config.trainer.capture or not can_fuse()
+    laid = {"vae"} if "bitsandbytes" in str(config.optimizer.get("_target_")) and steps_itself else {"unet", "vae"}
     for name in laid & model.parts().keys() if device.type == "cuda" else ():
         model.parts()[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

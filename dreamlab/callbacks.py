@@ -19,7 +19,7 @@ from PIL.Image import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from dreamlab.loggers import log_images
-from dreamlab.pictures import save_png
+from dreamlab.pictures import save_png, written_beside
 from dreamlab.progress import progress
 from dreamlab.runlog import RunLog
 
@@ -110,11 +110,11 @@ class Samples(Updates):
         if not pairs:
             return
         images: dict[int, Image] = {}
-        with progress(f"samples @ {update}", len(pairs)) as advance:
+        with progress(f"samples @ {update}", len(pairs)) as advance, written_beside() as write:
 
             def keep(index: int, image: Image) -> None:
                 images[index] = image
-                self._save(index, image, update)
+                write(self._save, index, image, update)
                 advance()
 
             self.draw([prompt for prompt, _ in pairs], [seed for _, seed in pairs], keep)
@@ -122,8 +122,9 @@ class Samples(Updates):
 
     def keep(self, update: int, images: Sequence[Image]) -> None:
         """Keep pictures that are drawn already, in the order of `pairs`."""
-        for index, image in enumerate(images):
-            self._save(index, image, update)
+        with written_beside() as write:
+            for index, image in enumerate(images):
+                write(self._save, index, image, update)
         self._show(images, update)
 
     def pairs(self) -> list[tuple[str, int]]:

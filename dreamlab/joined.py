@@ -33,7 +33,7 @@ class Joined:
             weight.data = part.view_as(weight)
         for key in LAID:
             if key in states[0]:
-                self.state[key] = torch.cat([state[key].flatten() for state in states])
+                self.state[key] = torch.cat([_as_it_lies(state[key]) for state in states])
                 parts = self.state[key].split([state[key].numel() for state in states])
                 for state, part in zip(states, parts, strict=True):
                     state[key] = part.view_as(state[key])
@@ -78,3 +78,8 @@ def join(optimizer: Any, weights: Sequence[nn.Parameter]) -> list[Joined]:
                 alike.setdefault((weight.dtype, moment.dtype, None if fills else number), []).append(weight)
         found += [Joined(optimizer, group_number, some) for some in alike.values()]
     return found
+
+
+def _as_it_lies(moments: Tensor) -> Tensor:
+    """Moments in the order of memory, which bitsandbytes goes by, whatever strides they were made with."""
+    return torch.as_strided(moments, (moments.numel(),), (1,))

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 32, 64  # of the tile that a program holds
+ROWS, COLUMNS = 128, 32  # of the tile that a program holds
 MOST_SLICES, CHANNELS = 64, 16  # of the tile that joins the slices of a group
-PROGRAMS = 528  # four for each multiprocessor of a large GPU
+PROGRAMS = 2112  # sixteen for each multiprocessor of a large GPU
 
 # Triton compiles a kernel once for each kind of number that it is told: these needn't be kinds
 _kernel = triton.jit(do_not_specialize=["N", "S", "G", "D"])

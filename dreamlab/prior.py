@@ -9,7 +9,7 @@ draws what all of them use.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,12 @@ from torch import nn
 from dreamlab.errors import UserError
 from dreamlab.inversion import reading
 from dreamlab.models import Family
-from dreamlab.pictures import read_settings, save_picture
+from dreamlab.pictures import read_settings, save_picture, written_beside
 from dreamlab.progress import progress
 from dreamlab.runs import write_json
 from dreamlab.sample import Sampler, draw
 from dreamlab.subject import is_decodable
 from dreamlab.turns import one_at_a_time
-
-WRITERS = 4  # threads that compress pictures while the next ones are drawn
 
 
 def fingerprint(parts: Mapping[str, nn.Module]) -> str:
@@ -95,21 +93,18 @@ def draw_missing(
         if not missing:
             return
         bar = progress(title, len(pictures), done=len(pictures) - len(missing))
-        with bar as advance, ThreadPoolExecutor(WRITERS) as pool:
-            kept: list[Future[None]] = []
+        with bar as advance, written_beside() as write:
 
             def keep(index: int, image: Image.Image) -> None:
                 picture = missing[index]
                 stamp = {"prompt": picture.prompt, "seed": picture.seed, **picture.stamp}
-                kept.append(pool.submit(save_picture, image, picture.path, stamp, jpeg_quality))
+                write(save_picture, image, picture.path, stamp, jpeg_quality)
                 advance()
 
             draw(
                 model, [picture.prompt for picture in missing], [picture.seed for picture in missing], sampler,
                 device=device, precision=precision, batch_size=batch_size, on_image=keep,
             )  # fmt: skip
-            for one in kept:
-                one.result()
 
 
 def class_images(

@@ -1,6 +1,7 @@
 """How the gradients of a replayed update become a step: in the recorded graph, or right after it.
 
     Inside   torch's Adam and AdamW, whose fused kernels count updates and read rates on the GPU: all is recorded
+    EightBit bitsandbytes' AdamW of 8 bits, whose step is a kernel of ours (eight_bit.py)
     After    any other optimizer, which is called once the graph has run. bitsandbytes' see many weights as one (see
              joined.py)
 
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamlab.copies import Copies
+from dreamlab.eight_bit import EightBit, can_record
 from dreamlab.joined import Joined, join
 from dreamlab.randomness import Use, torch_generator
 from dreamlab.rounding import round_stochastically, step_rounded
-from dreamlab.shares import clip_factor, norm_of
+from dreamlab.step_inputs import Measure, Rates
 
 AT_ONCE = 2**26  # numbers whose gradients are float32 at a time
 
@@ -66,30 +68,10 @@ def stepping(
     measure = Measure(device, scaler, max_grad_norm)
     if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and rounding_seed is None:
         return Inside(optimizer, weights, Copies(trained, half), device, measure)
+    if rounding_seed is None and can_record(optimizer, device):
+        return EightBit(optimizer, weights, Copies(trained, half), device, measure)
     can_join = type(optimizer).__module__.startswith("bitsandbytes.") and not optimizer.is_paged
     return After(weights, Copies(trained, half if can_join else None), device, measure, rounding_seed, can_join)
-
-
-class Measure:
-    """The norm of an update's gradients, and what they are to be multiplied by; fp16's scaler learns of it, too."""
-
-    def __init__(self, device: torch.device, scaler: Any, max_grad_norm: float | None) -> None:
-        self.scaler, self.max_grad_norm = scaler, max_grad_norm
-        self.norm, self.factor = torch.zeros((), device=device), torch.ones((), device=device)
-
-    def of(self, gradients: Sequence[Tensor]) -> None:
-        """Find both."""
-        norm = norm_of(gradients)
-        scale = self.scaler._scale if self.scaler else torch.ones((), device=norm.device)
-        self.norm = norm / scale
-        self.factor = 1 / scale
-        if self.max_grad_norm is not None:
-            self.factor = self.factor * clip_factor(self.norm, self.max_grad_norm)
-        if self.scaler:  # what its update() does, which knows gradients only by their optimizer
-            torch._amp_update_scale_(
-                scale, self.scaler._growth_tracker, (~norm.isfinite()).float(), self.scaler.get_growth_factor(),
-                self.scaler.get_backoff_factor(), self.scaler.get_growth_interval(),
-            )  # fmt: skip
 
 
 class Inside:
@@ -99,8 +81,7 @@ class Inside:
         self, optimizer: Any, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure
     ) -> None:  # fmt: skip
         self.weights, self.copies, self.device, self._measure = weights, copies, device, measure
-        self._told = [float(group["lr"]) for group in optimizer.param_groups]
-        self._rates = [torch.tensor(rate, device=device) for rate in self._told]
+        self._rates = Rates(optimizer, device)
         for state in optimizer.state.values():  # after a resume, its step counts lie on the CPU
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
 
@@ -110,11 +91,8 @@ class Inside:
         return self._measure.norm
 
     def begin(self, optimizer: Any) -> None:
-        """A rate that a schedule has changed is told to the GPU."""
-        for place, group in enumerate(optimizer.param_groups):
-            if group["lr"] != self._told[place]:
-                self._told[place] = group["lr"]
-                self._rates[place].fill_(group["lr"])
+        """Rates as the schedule has them."""
+        self._rates.tell(optimizer)
 
     def clear(self, optimizer: Any) -> None:
         """Off the weights."""
@@ -156,10 +134,10 @@ class Inside:
             {key: group[key] for key in ("lr", "fused", "capturable", "foreach")} for group in optimizer.param_groups
         ]
         on_gpu = self.device.type == "cuda"
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, self._rates.tensor, strict=True):
             group.update(lr=rate if on_gpu else group["lr"], fused=True, capturable=on_gpu, foreach=False)
         optimizer.grad_scale = 1 / self._measure.factor
-        optimizer.found_inf = (~self.norm.isfinite()).float() if self._measure.scaler else None  # no step for those
+        optimizer.found_inf = self._measure.has_overflowed if self._measure.scaler else None
         try:
             yield
         finally:

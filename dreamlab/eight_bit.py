@@ -1,0 +1,100 @@
+"""bitsandbytes' AdamW of 8 bits as part of a recorded update.
+
+Its own kernel reads each weight's rate and count of updates from Python, looks for every moment's code in a table, and
+waits for gradients to become float32. eight_bit_kernels.py takes the same step of gradients as they are. The optimizer
+and its moments remain bitsandbytes': whoever saves or loads them finds what it would have left. Called by stepping.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamlab.copies import Copies
+from dreamlab.fused import can_fuse
+from dreamlab.optim import make_ready
+from dreamlab.step_inputs import Measure, Rates
+
+
+def can_record(optimizer: Any, device: torch.device) -> bool:
+    """Whether it is that optimizer, with nothing but what its name says, on a GPU that Triton knows."""
+    kind = type(optimizer)
+    if (kind.__module__.split(".")[0], kind.__name__) != ("bitsandbytes", "AdamW8bit") or device.type == "cpu":
+        return False
+    plain = {"percentile_clipping": 100, "max_unorm": 0.0, "block_wise": True}
+    told = vars(optimizer.args) if hasattr(optimizer, "args") else {}
+    return can_fuse() and all(told.get(key, value) == value for key, value in plain.items())
+
+
+class EightBit:
+    """The step in the graph; how many there were, the GPU counts."""
+
+    def __init__(
+        self, optimizer: Any, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure
+    ) -> None:  # fmt: skip
+        make_ready(optimizer)
+        self.weights, self.copies, self._measure = weights, copies, measure
+        self._optimizer, self._rates = optimizer, Rates(optimizer, device)
+        columns = [(*group["betas"][:2], group["eps"], group["weight_decay"]) for group in optimizer.param_groups]
+        self._constants = torch.tensor(columns, dtype=torch.float64, device=device).unbind(1)
+        taken = max((int(state["step"]) for state in optimizer.state.values() if state), default=0)
+        self._count = torch.tensor(taken, dtype=torch.float64, device=device)
+        self._hook = optimizer.register_state_dict_pre_hook(lambda _: self._settle())
+
+    @property
+    def norm(self) -> Tensor:
+        """As measured."""
+        return self._measure.norm
+
+    def begin(self, optimizer: Any) -> None:
+        """Rates as the schedule has them."""
+        self._rates.tell(optimizer)
+
+    def clear(self, optimizer: Any) -> None:
+        """Off the weights."""
+        optimizer.zero_grad(set_to_none=True)
+        self.copies.gradients.clear()
+
+    @torch.no_grad()
+    def record(self, optimizer: Any) -> None:
+        """Step each weight that has a gradient."""
+        from dreamlab.eight_bit_kernels import step
+
+        exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
+        gradients = {**self.copies.gradients, **exact}
+        self._measure.of(list(gradients.values()))
+        told = self._told()
+        for number, group in enumerate(optimizer.param_groups):
+            for place, weight in enumerate(group["params"]):
+                if weight in gradients:
+                    if not optimizer.state[weight]:
+                        optimizer.init_state(group, weight, number, place)
+                    beta1, beta2 = group["betas"][:2]
+                    step(weight, gradients[weight], optimizer.state[weight], told[number], (beta1, beta2))
+
+    def finish(self, optimizer: Any, update: int) -> None:
+        """All is done already."""
+
+    def release(self) -> None:
+        """Leave the optimizer as if it had stepped itself."""
+        self._settle()
+        self._hook.remove()
+        self.copies.gradients.clear()
+
+    def _told(self) -> Tensor:
+        """`(groups, 5)`: see eight_bit_kernels.step. In float64, since 1 - 0.999 has few digits in float32."""
+        steps = 1 - self._measure.has_overflowed
+        self._count += steps
+        rates, (beta1, beta2, eps, decay) = self._rates.tensor.double(), self._constants
+        first, second = 1 - beta1**self._count, (1 - beta2**self._count).sqrt()
+        told = [rates * second / first, eps * second, 1 - rates * decay]
+        told += [one.expand(len(rates)) for one in (self._measure.factor, steps)]
+        return torch.stack([one.float() for one in told], 1).contiguous()
+
+    def _settle(self) -> None:
+        """Tell bitsandbytes how many steps there were."""
+        taken = int(self._count)
+        for state in self._optimizer.state.values():
+            if state:
+                state["step"] = taken
