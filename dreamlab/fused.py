@@ -1,7 +1,6 @@
-"""Networks whose slow places a GPU passes over once: group norms, gates, and images that keep their layout.
+"""Networks whose slow places are computed otherwise: on a GPU norms and gates, on some CPUs linear layers.
 
-A module becomes one of a kind that computes the same otherwise; weights and their names stay. Called as a model is
-loaded.
+A module becomes one of a kind that does the same; weights and their names stay. Called as a model is loaded.
 """
 
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from torch import nn
 
 from dreamlab.gates import fuse_gates
 from dreamlab.layouts import keep_layouts
+from dreamlab.linears import convolve_linears, is_quicker
 from dreamlab.norms import fuse_norms
 
 
@@ -23,10 +23,12 @@ def can_fuse() -> bool:
 
 
 def fuse(networks: Iterable[nn.Module]) -> None:
-    """Let diffusers' networks compute so, where they can; elsewhere they stay as they are."""
-    if not can_fuse():
-        return
+    """Let networks compute so, where that is quicker; elsewhere they stay as they are."""
+    on_gpu, on_cpu = can_fuse(), not torch.cuda.is_available() and is_quicker()
     for network in networks:
-        fuse_norms(network)
-        fuse_gates(network)
         keep_layouts(network)
+        if on_gpu:
+            fuse_norms(network)
+            fuse_gates(network)
+        if on_cpu:
+            convolve_linears(network)

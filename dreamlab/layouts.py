@@ -1,7 +1,7 @@
-"""Blocks of diffusers' networks that leave an image's channels last, as convolutions in half precision want them.
+"""Blocks of diffusers' networks that leave an image's channels last, where convolutions are faster.
 
 Diffusers turns an image around, channels first, after each transformer and, in training, before the convolution past a
-residual block; the next convolution turns it back. The numbers are the same either way.
+residual block; on a GPU in half precision the next convolution turns it back. The numbers are the same either way.
 """
 
 from diffusers.models.resnet import ResnetBlock2D
