@@ -24,7 +24,7 @@ from dreamlab.optim import check_optimizer
 from dreamlab.pivotal import KINDS as INVERSIONS
 from dreamlab.pivotal import check_inversion, check_tokens, kind_of_weights, normal
 from dreamlab.places import check_places
-from dreamlab.precision import PRECISIONS, check_precision
+from dreamlab.precision import PRECISIONS, check_compile, check_precision
 from dreamlab.randomness import DENSITIES
 from dreamlab.runs import cache_dir
 from dreamlab.sample import FLOW_SAMPLERS, SAMPLERS, check_sampler
@@ -114,7 +114,9 @@ def check(config: Train) -> tuple[Train, Subject]:
     check_inversion(_normal(config), LOW_RANK)
     check_low_rank(config)
     check_precision(config)
-    check_attention(config.model.attention, pick_device(config.device))
+    device = pick_device(config.device)
+    check_attention(config.model.attention, device)
+    check_compile(config.trainer.compile, config.precision, device)
     find(config.model.source)
     if config.model.vae:
         find(config.model.vae)

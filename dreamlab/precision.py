@@ -38,6 +38,15 @@ def check_precision(config: Train) -> None:
         raise UserError("precision=bf16_pure can't round shares of weights. Use trainer.strategy=ddp, or bf16.")
 
 
+def check_compile(how: str, name: str, device: torch.device) -> None:
+    """Raise UserError for what PyTorch's compiler (2.13) gets wrong: most of a U-Net's gradients come out as 0."""
+    if how == "full" and name != "fp32" and device.type == "cpu":
+        raise UserError(
+            f"trainer.compile=full and precision={name}: on a CPU PyTorch's compiler gets gradients wrong in half"
+            " precision. Use trainer.compile=blocks, or precision=fp32."
+        )
+
+
 def weight_dtype(name: str) -> torch.dtype:
     """The dtype of trained weights."""
     return torch.bfloat16 if name == "bf16_pure" else torch.float32

@@ -8,6 +8,7 @@ from conftest import Settings, TrainRun, are_identical, weights_in, weights_of
 
 from dreamlab import assemble, feed
 from dreamlab.checks import check
+from dreamlab.errors import UserError
 from dreamlab.models import Family
 from dreamlab.runs import RunDirectory
 
@@ -29,6 +30,15 @@ def test_half_precisions_compute_the_losses_of_full_precision_and_keep_masters(t
             torch.float32
         }
         assert ("Scaled" in state) == (precision == "fp16"), "the scaler's state goes into checkpoints"
+
+
+def test_compiling_whole_networks_in_half_precision_is_refused_on_a_cpu(settings: Settings) -> None:
+    """PyTorch 2.13 loses most of a U-Net's gradients there."""
+    for words in (("trainer.compile=full", "precision=bf16"), ("trainer.compile=full", "precision=fp16")):
+        with pytest.raises(UserError, match=r"gets gradients wrong.*trainer\.compile=blocks, or precision=fp32"):
+            check(settings(*words))
+    for words in (("trainer.compile=blocks", "precision=bf16"), ("trainer.compile=full", "precision=fp32")):
+        check(settings(*words))
 
 
 def test_adamw8bit_keeps_its_moments_in_bytes(train_run: TrainRun) -> None:
