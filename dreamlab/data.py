@@ -6,6 +6,7 @@ once and only re-sampled afterwards. Called by assemble.py; pixels come from pho
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,9 @@ class Crops:
     loading: Loading = UPRIGHT
 
 
+READERS = 4  # threads, which decoding doesn't keep from running
+
+
 class ImageSet:
     """The images of one half of the loss."""
 
@@ -96,7 +100,8 @@ class ImageSet:
     def shapes(self) -> list[Shape]:
         """The shape that each picture is cut to by itself."""
         side, step = self.crops.resolution, self.crops.bucket_step
-        sizes = (self.size(index) for index in range(len(self.items)))
+        with ThreadPoolExecutor(READERS) as pool:
+            sizes = pool.map(self.size, range(len(self.items)))
         return [bucket(size, side, step) if step else (side, side) for size in sizes]
 
     def region(self, seed: int, update: int, sample: int, index: int, shape: Shape) -> Region:
@@ -114,6 +119,8 @@ class ImageSet:
         """Encode once every crop that training can ask for, `encode(path, region, pixels (1, 3, H, W))`."""
         if self.crops.is_random and not self.crops.fixed:
             return
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self.image, range(len(self.items))))
         for index, item in enumerate(self.items):
             for shape in [self.shapes[index]] if not self.is_prior else dict.fromkeys(shapes):
                 for region in self._regions(seed, index, shape):

@@ -22,18 +22,26 @@ Words = Callable[[slice], dict[str, Any]]
 @contextlib.contextmanager
 def resting(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Networks on `device` and in eval mode; each one's place and each module's mode put back afterwards."""
-    homes = [next(part.parameters()).device for part in parts]
+    homes = {part: next(part.parameters()).device for part in parts if not _lies_on(part, device)}
     modules = [module for part in parts for module in part.modules()]
     modes = [module.training for module in modules]
     for part in parts:
-        part.eval().to(device)
+        part.eval()
+    for part in homes:
+        part.to(device)
     try:
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-        for part, home in zip(parts, homes, strict=True):
+        for part, home in homes.items():
             part.to(home)
+
+
+def _lies_on(part: nn.Module, device: torch.device) -> bool:
+    """Whether all of a network is there: going through it takes a moment that a GPU would wait."""
+    there = torch.empty(0, device=device).device
+    return all(one.device == there for one in (*part.parameters(), *part.buffers()))
 
 
 @contextlib.contextmanager
