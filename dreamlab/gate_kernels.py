@@ -46,7 +46,7 @@ def _gradient(x, dy, dx, D, COLUMNS: tl.constexpr):
 
 
 def gate(x: Tensor) -> Tensor:
-    """H GELU(g) `(..., D)` of `x` `(..., 2 D)`, which must be contiguous."""
+    """The product of h and GELU(g), `(..., D)`, of `x` `(..., 2 D)`, which must be contiguous."""
     *rows, d = *x.shape[:-1], x.shape[-1] // 2
     y = torch.empty(*rows, d, dtype=x.dtype, device=x.device)
     _gate[y.numel() // d, triton.cdiv(d, COLUMNS)](x, y, d, COLUMNS)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 PIECE = 2**24  # bytes
+MARK = b"dreamlab "  # begins a seal
 
 
 def save(content: Any, path: Path) -> None:
@@ -27,9 +28,9 @@ def save(content: Any, path: Path) -> None:
 def is_intact(path: Path) -> bool:
     """Whether a file is as it was written; zipfile.BadZipFile where it is no archive at all."""
     with zipfile.ZipFile(path) as archive:
-        if not archive.comment:  # an earlier version's, or written by others: PyTorch's own checksums
-            return archive.testzip() is None
-        return archive.comment == _seal(path, archive)
+        if archive.comment.startswith(MARK):
+            return archive.comment == _seal(path, archive)
+        return archive.testzip() is None  # an earlier version's, which PyTorch summed up
 
 
 def _seal(path: Path, archive: zipfile.ZipFile) -> bytes:
@@ -44,7 +45,7 @@ def _seal(path: Path, archive: zipfile.ZipFile) -> bytes:
     with ThreadPoolExecutor() as pool:  # zlib lets other threads run
         sums = list(pool.map(piece, range(0, size, PIECE)))
     told = [(item.filename, item.header_offset, item.file_size) for item in archive.infolist()]
-    return f"dreamlab {size} {zlib.crc32(repr((sums, told)).encode()):08x}".encode()
+    return MARK + f"{size} {zlib.crc32(repr((sums, told)).encode()):08x}".encode()
 
 
 def _quickly() -> contextlib.AbstractContextManager[Any]:
