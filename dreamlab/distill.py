@@ -70,7 +70,7 @@ class Teacher:
                     rows.append(torch.cat([self._predict(update, micro) for micro in range(self.data.accumulate)]))
                     advance()
                 with written_whole(self._file(chunk)) as temporary:
-                    save_file({"predictions": torch.stack(rows)}, temporary)
+                    save_file({"predictions": torch.stack(rows).contiguous()}, temporary)
 
     def __call__(self, update: int, samples: list[int]) -> Tensor:
         """The teacher's predictions `(len(samples), C, h, w)` for prior samples of an update."""

@@ -11,6 +11,7 @@ import torch
 from conftest import TrainRun, start_command
 from PIL import Image
 
+from dreamlab.fused import fuse
 from dreamlab.models import BUNDLED, Family
 from dreamlab.sample import SAMPLERS, Sampler, draw, main
 
@@ -48,6 +49,7 @@ def drawn_by_diffusers(sampler: str) -> list[np.ndarray]:
     """The same, by a plain pipeline with a fresh scheduler for every picture."""
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(BUNDLED["pocket"])
     pipe.set_progress_bar_config(disable=True)
+    fuse([pipe.unet, pipe.vae, pipe.text_encoder])  # as ours, so that only the sampler can differ
     own, (kind, options), pictures = pipe.scheduler.config, DIFFUSERS[sampler], []
     for prompt, seed in zip(PROMPTS, SEEDS, strict=True):
         pipe.scheduler = kind.from_config(own, **options)
