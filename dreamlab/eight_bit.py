@@ -34,6 +34,9 @@ class EightBit:
         self, optimizer: Any, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure
     ) -> None:  # fmt: skip
         make_ready(optimizer)
+        for weight in weights:  # as bitsandbytes does, but for channels that lie last
+            if not weight.is_contiguous(memory_format=torch.channels_last):
+                weight.data = weight.data.contiguous()
         self.weights, self.copies, self._measure = weights, copies, measure
         self._optimizer, self._rates = optimizer, Rates(optimizer, device)
         columns = [(*group["betas"][:2], group["eps"], group["weight_decay"]) for group in optimizer.param_groups]

@@ -105,9 +105,10 @@ def step(weight: Tensor, gradient: Tensor, state: dict[str, Any], told: Tensor, 
     """Step a float32 weight, and the moments in bitsandbytes' `state` of it, in place.
 
     `told` (5,), float32: the rate with both corrections of bias, epsilon with the second, 1 - rate x decay, what the
-    gradient is multiplied by, and 0 where there is to be no step. `gradient` must lie as `weight` does.
+    gradient is multiplied by, and 0 where there is to be no step. A gradient that lies as `weight` does isn't copied.
     """
     n, (inner, pixels) = weight.numel(), _laid(weight)
+    gradient = gradient.contiguous(memory_format=torch.channels_last if pixels > 1 else torch.contiguous_format)
     if state["state1"].dtype == torch.float32:
         moments = state["state1"], state["state2"]
         _step_in_32[triton.cdiv(n, COLUMNS),](weight, gradient, *moments, told, n, inner, *betas, pixels, COLUMNS)
