@@ -5,6 +5,7 @@ row with its message. speed.py measures, timings.py shows.
 """
 
 import contextlib
+import ctypes
 import gc
 import tempfile
 from collections.abc import Iterator
@@ -113,11 +114,13 @@ def _switches_kept() -> Iterator[None]:
 
 
 def _free() -> None:
-    """Give back what the last variant held: a trainer and its module point at each other."""
+    """Give back what the last variant held, so that the next finds memory as a fresh process would."""
     import torch
 
     torch.compiler.reset()
     gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is glibc
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
