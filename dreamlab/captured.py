@@ -97,7 +97,7 @@ class Captured(Precision):
         self._calls += 1
         timesteps = self._buffers["timesteps"].clone()
         module.losses.append((self._errors.clone(), timesteps, self._batch.is_prior))
-        module.grad_norm = self._stepping.norm.clone()
+        module.grad_norm = self._stepping.measure.norm.clone()
         module.keep_rates(optimizer)
         return self._loss.clone()
 
@@ -167,7 +167,7 @@ class Captured(Precision):
             losses = self._forward(module)
             (self.scaler.scale(losses.total) if self.scaler else losses.total).backward()
         self._stepping.record(optimizer)
-        self.skipped += ~self._stepping.norm.isfinite()
+        self.skipped += ~self._stepping.measure.norm.isfinite()
         self._errors, self._loss = losses.errors.detach(), losses.total.detach()
 
     def _forward(self, module: DreamBooth) -> Losses:

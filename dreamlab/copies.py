@@ -8,6 +8,7 @@ captured.py; which layers compute in half precision, precision.py says.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -44,6 +45,11 @@ class Copies:
             for weight, places in self._places.items():
                 for layer, name in places:
                     layer._parameters[name] = weight
+
+    def let_go(self, optimizer: Any) -> None:
+        """Take gradients off the weights of an optimizer, and drop those that are kept here."""
+        optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
 
     def _stand_in(self) -> None:
         leaves = [nn.Parameter(torch.empty_like(weight, dtype=self.half)) for weight in self._places]

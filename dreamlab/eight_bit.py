@@ -37,7 +37,7 @@ class EightBit:
         for weight in weights:  # as bitsandbytes does, but for channels that lie last
             if not weight.is_contiguous(memory_format=torch.channels_last):
                 weight.data = weight.data.contiguous()
-        self.weights, self.copies, self._measure = weights, copies, measure
+        self.weights, self.copies, self.measure = weights, copies, measure
         self._optimizer, self._rates = optimizer, Rates(optimizer, device)
         columns = [(*group["betas"][:2], group["eps"], group["weight_decay"]) for group in optimizer.param_groups]
         self._constants = torch.tensor(columns, dtype=torch.float64, device=device).unbind(1)
@@ -45,19 +45,13 @@ class EightBit:
         self._count = torch.tensor(taken, dtype=torch.float64, device=device)
         self._hook = optimizer.register_state_dict_pre_hook(lambda _: self._settle())
 
-    @property
-    def norm(self) -> Tensor:
-        """As measured."""
-        return self._measure.norm
-
     def begin(self, optimizer: Any) -> None:
         """Rates as the schedule has them."""
         self._rates.tell(optimizer)
 
     def clear(self, optimizer: Any) -> None:
         """Off the weights."""
-        optimizer.zero_grad(set_to_none=True)
-        self.copies.gradients.clear()
+        self.copies.let_go(optimizer)
 
     @torch.no_grad()
     def record(self, optimizer: Any) -> None:
@@ -66,7 +60,7 @@ class EightBit:
 
         exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
         gradients = {**self.copies.gradients, **exact}
-        self._measure.of(list(gradients.values()))
+        self.measure.of(list(gradients.values()))
         told = self._told()
         for number, group in enumerate(optimizer.param_groups):
             for place, weight in enumerate(group["params"]):
@@ -87,12 +81,12 @@ class EightBit:
 
     def _told(self) -> Tensor:
         """`(groups, 5)`: see eight_bit_kernels.step. In float64, since 1 - 0.999 has few digits in float32."""
-        steps = 1 - self._measure.has_overflowed
+        steps = 1 - self.measure.has_overflowed
         self._count += steps
         rates, (beta1, beta2, eps, decay) = self._rates.tensor.double(), self._constants
         first, second = 1 - beta1**self._count, (1 - beta2**self._count).sqrt()
         told = [rates * second / first, eps * second, 1 - rates * decay]
-        told += [one.expand(len(rates)) for one in (self._measure.factor, steps)]
+        told += [one.expand(len(rates)) for one in (self.measure.factor, steps)]
         return torch.stack([one.float() for one in told], 1).contiguous()
 
     def _settle(self) -> None:

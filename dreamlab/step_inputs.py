@@ -13,7 +13,7 @@ from dreamlab.shares import clip_factor, norm_of
 
 
 class Measure:
-    """The norm of an update's gradients, and what they are to be multiplied by; fp16's scaler learns of it, too."""
+    """The norm of unclipped gradients, and what they are to be multiplied by; fp16's scaler learns of it, too."""
 
     def __init__(self, device: torch.device, scaler: Any, max_grad_norm: float | None) -> None:
         self.scaler, self.max_grad_norm = scaler, max_grad_norm

@@ -29,14 +29,10 @@ AT_ONCE = 2**26  # numbers whose gradients are float32 at a time
 
 
 class Stepping(Protocol):
-    """What follows a backward pass; its norm is that before clipping."""
+    """What follows a backward pass."""
 
     copies: Copies
-
-    @property
-    def norm(self) -> Tensor:
-        """The last one's."""
-        ...
+    measure: Measure  # of the last one's gradients
 
     def begin(self, optimizer: Any) -> None:
         """Before each update, outside of the graph."""
@@ -80,15 +76,10 @@ class Inside:
     def __init__(
         self, optimizer: Any, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure
     ) -> None:  # fmt: skip
-        self.weights, self.copies, self.device, self._measure = weights, copies, device, measure
+        self.weights, self.copies, self.device, self.measure = weights, copies, device, measure
         self._rates = Rates(optimizer, device)
         for state in optimizer.state.values():  # after a resume, its step counts lie on the CPU
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
-
-    @property
-    def norm(self) -> Tensor:
-        """As measured."""
-        return self._measure.norm
 
     def begin(self, optimizer: Any) -> None:
         """Rates as the schedule has them."""
@@ -96,14 +87,13 @@ class Inside:
 
     def clear(self, optimizer: Any) -> None:
         """Off the weights."""
-        optimizer.zero_grad(set_to_none=True)
-        self.copies.gradients.clear()
+        self.copies.let_go(optimizer)
 
     def record(self, optimizer: Any) -> None:
         """Step some weights at a time, whose gradients become float32 for it."""
         halves = self.copies.gradients
         exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
-        self._measure.of([*halves.values(), *exact.values()])
+        self.measure.of([*halves.values(), *exact.values()])
         for weight in exact:
             weight.grad = None
         with self._capturable(optimizer):
@@ -136,8 +126,8 @@ class Inside:
         on_gpu = self.device.type == "cuda"
         for group, rate in zip(optimizer.param_groups, self._rates.tensor, strict=True):
             group.update(lr=rate if on_gpu else group["lr"], fused=True, capturable=on_gpu, foreach=False)
-        optimizer.grad_scale = 1 / self._measure.factor
-        optimizer.found_inf = self._measure.has_overflowed if self._measure.scaler else None
+        optimizer.grad_scale = 1 / self.measure.factor
+        optimizer.found_inf = self.measure.has_overflowed if self.measure.scaler else None
         try:
             yield
         finally:
@@ -165,34 +155,28 @@ class After:
         self, weights: Sequence[nn.Parameter], copies: Copies, device: torch.device, measure: Measure,
         rounding_seed: int | None, can_join: bool,
     ) -> None:  # fmt: skip
-        self.weights, self.copies, self.device, self._measure = weights, copies, device, measure
+        self.weights, self.copies, self.device, self.measure = weights, copies, device, measure
         self.rounding_seed, self.can_join = rounding_seed, can_join
         self.joined: list[Joined] = []
         # Held here, since Lightning takes gradients off the weights, and a replayed graph puts none there
         self._exact: dict[nn.Parameter, Tensor] = {}
-
-    @property
-    def norm(self) -> Tensor:
-        """As measured."""
-        return self._measure.norm
 
     def begin(self, optimizer: Any) -> None:
         """Rates are read as it steps."""
 
     def clear(self, optimizer: Any) -> None:
         """Off the weights, and out of what is held of them."""
-        optimizer.zero_grad(set_to_none=True)
-        self.copies.gradients.clear()
+        self.copies.let_go(optimizer)
         self._exact.clear()
 
     def record(self, optimizer: Any) -> None:
         """Measure."""
         self._exact = {weight: weight.grad for weight in self.weights if weight.grad is not None}
-        self._measure.of([*self.copies.gradients.values(), *self._exact.values()])
+        self.measure.of([*self.copies.gradients.values(), *self._exact.values()])
 
     def finish(self, optimizer: Any, update: int) -> None:
         """fp16 waits for the norm here, since an update that overflows is skipped."""
-        if self._measure.scaler and not bool(self.norm.isfinite()):
+        if self.measure.scaler and not bool(self.measure.norm.isfinite()):
             return
         rounded = None
         if self.rounding_seed is not None:
@@ -203,10 +187,10 @@ class After:
             self.joined = self.joined or join(optimizer, list(gradients))
             with torch.no_grad():
                 for one in self.joined:
-                    one.step(gradients.__getitem__, self._measure.factor, rounded)
+                    one.step(gradients.__getitem__, self.measure.factor, rounded)
             return
         for weight, gradient in self._exact.items():
-            weight.grad = gradient.mul_(self._measure.factor)
+            weight.grad = gradient.mul_(self.measure.factor)
         if rounded is None:
             optimizer.step()
             return

@@ -109,7 +109,7 @@ def test_a_saved_state_knows_how_many_steps_there_were_and_an_overflow_is_none()
     scaler = torch.amp.GradScaler("cuda", init_scale=4.0)
     scaler.scale(torch.zeros((), device="cuda"))
     ours.begin()
-    ours.way._measure = Measure(torch.device("cuda"), scaler, None)
+    ours.way.measure = Measure(torch.device("cuda"), scaler, None)
     ours.step(1)
     before = [weight.detach().clone() for weight in ours.weights]
     ours.weights[0].grad = torch.full_like(ours.weights[0], torch.inf)
