@@ -1,8 +1,9 @@
 """bitsandbytes' AdamW of 8 bits as part of a recorded update.
 
 Its own kernel reads each weight's rate and count of updates from Python, looks for every moment's code in a table, and
-waits for gradients to become float32. eight_bit_kernels.py takes the same step of gradients as they are. The optimizer
-and its moments remain bitsandbytes': whoever saves or loads them finds what it would have left. Called by stepping.py.
+waits for gradients to become float32. eight_bit_kernels.py takes the same step of gradients as they are. Small weights
+have moments of float32. The optimizer and its moments remain bitsandbytes': whoever saves or loads them finds what it
+would have left. Called by stepping.py.
 """
 
 from collections.abc import Sequence
@@ -63,12 +64,40 @@ class EightBit:
         self.measure.of(list(gradients.values()))
         told = self._told()
         for number, group in enumerate(optimizer.param_groups):
+            small = {}
             for place, weight in enumerate(group["params"]):
                 if weight in gradients:
                     if not optimizer.state[weight]:
                         optimizer.init_state(group, weight, number, place)
-                    beta1, beta2 = group["betas"][:2]
-                    step(weight, gradients[weight], optimizer.state[weight], told[number], (beta1, beta2))
+                    state, (beta1, beta2) = optimizer.state[weight], group["betas"][:2]
+                    if state["state1"].dtype == torch.float32:
+                        small[weight] = gradients[weight]
+                    else:
+                        step(weight, gradients[weight], state, told[number], (beta1, beta2))
+            if small:
+                self._step_exact(small, group, self._rates.tensor[number])
+
+    def _step_exact(self, gradients: dict[nn.Parameter, Tensor], group: dict[str, Any], rate: Tensor) -> None:
+        """Small weights, whose moments are float32, by PyTorch's kernel for many at once."""
+        for weight in gradients:
+            weight.data = weight.data.contiguous()  # as bitsandbytes has its moments
+        flat = {weight: gradient.contiguous().view(-1) for weight, gradient in gradients.items()}
+        halves = {weight: gradient for weight, gradient in flat.items() if gradient.dtype != torch.float32}
+        if halves:
+            whole = {weight: torch.empty_like(gradient, dtype=torch.float32) for weight, gradient in halves.items()}
+            torch._foreach_copy_([*whole.values()], [*halves.values()])
+            flat.update(whole)
+        states = [self._optimizer.state[weight] for weight in flat]
+        first, second = (
+            [torch.as_strided(one[key], (one[key].numel(),), (1,)) for one in states] for key in ("state1", "state2")
+        )
+        torch._fused_adamw_(
+            [weight.view(-1) for weight in flat], [*flat.values()], first, second, [],
+            [self._count.float()] * len(flat),
+            lr=rate, beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+            eps=group["eps"], amsgrad=False, maximize=False,
+            grad_scale=1 / self.measure.factor, found_inf=self.measure.has_overflowed,
+        )  # fmt: skip
 
     def finish(self, optimizer: Any, update: int) -> None:
         """All is done already."""
