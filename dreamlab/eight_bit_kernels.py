@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 256  # numbers that share a scale
-SIZE, WARPS = 2048, 8  # numbers of a program, and the warps that share them
+SIZE, WARPS = 1024, 4  # numbers of a program, and the warps that share them
+REGISTERS = 64  # of a thread at most, so that a GPU has enough programs at a time to wait for none
 
 
 @triton.jit
@@ -121,8 +122,9 @@ def step(weight: Tensor, gradient: Tensor, state: dict[str, Any], told: Tensor, 
     kept = [state[key] for key in ("state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2")]
     taken = SIZE - BLOCK if pixels > 1 else SIZE  # the rest is room for channels that it has a part of
     _step[triton.cdiv(weight.numel(), taken),](
-        weight, gradient, *kept, told, weight.numel(), inner, *betas, pixels, taken, SIZE, BLOCK, num_warps=WARPS
-    )
+        weight, gradient, *kept, told, weight.numel(), inner, *betas, pixels, taken, SIZE, BLOCK,
+        num_warps=WARPS, maxnreg=REGISTERS,
+    )  # fmt: skip
 
 
 def _inner(weight: Tensor) -> tuple[int, int]:

@@ -63,21 +63,24 @@ def halved(
 def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
     """`call` with floating-point tensors cast to `dtype` on the way in and to float32 on the way out.
 
-    But for timesteps, one number a sample, and SDXL's sizes: bfloat16 would tell 997 as 996.
+    But for timesteps, one number a sample, and SDXL's sizes: bfloat16 would tell 997 as 996. A sampler has timesteps on
+    the CPU, and they follow the other tensors.
     """
 
-    def cast(value: Any, to: torch.dtype) -> Any:
+    def cast(value: Any, to: torch.dtype, device: torch.device) -> Any:
         if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
             return value.to(to) if value.is_floating_point() and value.ndim > 1 else value
         if isinstance(value, dict):  # also the output classes of diffusers
-            made = {key: one if key == "time_ids" else cast(one, to) for key, one in value.items()}
+            made = {key: one if key == "time_ids" else cast(one, to, device) for key, one in value.items()}
             return type(value)(**made) if type(value) is not dict else made
-        return type(value)(cast(one, to) for one in value) if isinstance(value, list | tuple) else value
+        return type(value)(cast(one, to, device) for one in value) if isinstance(value, list | tuple) else value
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        device = next((one.device.type for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
-            return cast(call(*cast(args, dtype), **cast(kwargs, dtype)), torch.float32)
+        device = next((one.device for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), torch.device("cpu"))
+        with torch.autocast(device.type, enabled=False):
+            made = call(*cast(args, dtype, device), **cast(kwargs, dtype, device))
+            return cast(made, torch.float32, device)
 
     return called
 

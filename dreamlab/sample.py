@@ -5,11 +5,11 @@ size and beside whatever other prompts. Sampling leaves the networks as it found
 global random state.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,18 @@ def make_scheduler(name: str, config: Any) -> Any:
     return getattr(diffusers, class_name).from_config(config, **options)
 
 
+def keep_on_cpu(scheduler: Any) -> Any:
+    """A scheduler whose timesteps and sigmas stay on the CPU, where it reads them: a GPU would wait at each step."""
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def called(*args: Any, device: Any = None, **settings: Any) -> None:
+        set_timesteps(*args, device="cpu", **settings)
+
+    scheduler.set_timesteps = called
+    return scheduler
+
+
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
@@ -80,7 +92,7 @@ def draw(
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own
-            pipe.scheduler = make_scheduler(sampler.name, own)
+            pipe.scheduler = keep_on_cpu(make_scheduler(sampler.name, own))
             images = pipe(
                 **words_of(batch), output_type="pt",
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
@@ -201,7 +213,7 @@ def _draw_rows(
             draw(
                 model, [rows[number // n][0] for number in numbers], [settings.seed + number % n for number in numbers],
                 sampler, device=device, precision=settings.precision, batch_size=settings.batch_size,
-                on_image=partial(keep, sampler, numbers),
+                on_image=functools.partial(keep, sampler, numbers),
             )  # fmt: skip
     return [[images[row * n + k] for k in range(n)] for row in range(len(rows))]
 
