@@ -30,8 +30,8 @@ def halved(
     """
     weights = [(weight, weight.data) for network in networks for weight in network.parameters()]
     buffers = [  # by their places, since a network that moves to another device gets new ones
-        (module, name, buffer) for network in networks for module in network.modules()
-        for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()
+        (network.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], buffer)
+        for network in networks for path, buffer in network.named_buffers() if buffer.is_floating_point()
     ]  # fmt: skip
     try:
         for weight, own in weights:

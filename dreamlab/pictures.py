@@ -20,9 +20,17 @@ WRITERS = 4  # threads that compress pictures while the next ones are drawn
 FAST = 3  # of PNG's 9 levels: photos get 1-6% larger than with the usual 6, in 40% of the time
 
 
+def as_pictures(pixels: "Tensor") -> list[Image.Image]:
+    """Pixels `(B, 3, H, W)` of 0 to 1 as pictures of 8 bits; rounded and laid out before they leave a GPU."""
+    from dreamlab.off_gpu import off_gpu
+
+    whole = (pixels.float() * 255).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(one) for one in off_gpu(whole).numpy()]
+
+
 def as_picture(pixels: "Tensor") -> Image.Image:
-    """Pixels `(3, H, W)` of 0 to 1 as a picture of 8 bits; rounded and laid out before they leave a GPU."""
-    return Image.fromarray((pixels.float() * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy())
+    """Pixels `(3, H, W)` likewise."""
+    return as_pictures(pixels[None])[0]
 
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:

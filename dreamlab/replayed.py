@@ -2,7 +2,8 @@
 
 Of a batch of four, Python needs twice as long to ask for the kernels of a forward pass as a GPU for running them. The
 first call of some shapes runs as it is, the second is recorded, and the others are replayed; the kernels are the same.
-Called by halves.py, for as long as the weights lie where they do.
+Where the GPU is still at the first when the second comes, as with a large batch, Python is ahead and recording would
+only take time. Called by halves.py, for as long as the weights lie where they do.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ class Replayed:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self._seen: set[Any] = set()
-        self._recorded: dict[Any, _Recording] = {}
+        self._first: dict[Any, torch.cuda.Event] = {}  # when the first call is done
+        self._ways: dict[Any, _Recording | None] = {}  # of all others
         self._pool: Any = None
         self._is_given_up = False
 
@@ -35,20 +36,25 @@ class Replayed:
         if device is None or self._is_given_up or torch.is_grad_enabled():
             return self.call(*args, **kwargs)
         key = (shape, *(_told(one) for one in leaves))
-        if key in self._recorded:
-            return self._recorded[key].replay(leaves)
         try:
-            if key not in self._seen:
-                self._seen.add(key)
+            if key not in self._first:
                 with _waiting_is_an_error():  # once recording has begun, it would leave PyTorch's memory in disorder
-                    return self.call(*args, **kwargs)
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._recorded[key] = _Recording(self.call, leaves, shape, device, self._pool)
+                    made = self.call(*args, **kwargs)
+                self._first[key] = torch.cuda.Event()
+                self._first[key].record()
+                return made
+            if key not in self._ways:
+                self._ways[key] = self._recorded(leaves, shape, device) if self._first[key].query() else None
         except RuntimeError as error:
             self._is_given_up = True
             console.print(f"Drawing is not replayed as a CUDA graph: {first_line(error)}", markup=False)
             return self.call(*args, **kwargs)
-        return self._recorded[key].replay(leaves)
+        way = self._ways[key]
+        return way.replay(leaves) if way else self.call(*args, **kwargs)
+
+    def _recorded(self, leaves: list[Any], shape: Any, device: torch.device) -> "_Recording":
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        return _Recording(self.call, leaves, shape, device, self._pool)
 
 
 @contextmanager

@@ -186,7 +186,9 @@ class RunDirectory:
 
     def save_model(self, model: Family) -> None:
         """Write the tuned pipeline as a diffusers folder."""
-        with written_whole(self.model) as temporary:
+        from dreamlab.off_gpu import all_off_gpu
+
+        with written_whole(self.model) as temporary, all_off_gpu(model.parts().values()):
             model.pipeline().save_pretrained(temporary)
 
     def clear(self) -> None:

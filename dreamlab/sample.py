@@ -79,7 +79,7 @@ def draw(
     import torch
 
     from dreamlab.halves import decoding_in_parts, drawing_in
-    from dreamlab.pictures import as_picture
+    from dreamlab.pictures import as_pictures
     from dreamlab.precision import autocast, forward_dtype
     from dreamlab.resting import told
 
@@ -99,8 +99,8 @@ def draw(
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,
             ).images  # fmt: skip
-            for offset, pixels in enumerate(images):
-                on_image(start + offset, as_picture(pixels))
+            for number, picture in enumerate(as_pictures(images), start):
+                on_image(number, picture)
 
 
 def check_sampler(key: str, name: str, family: str) -> None:

@@ -24,6 +24,7 @@ from dreamlab import adapter_files, embedding_files, inversion
 from dreamlab.errors import UserError
 from dreamlab.low_rank import LowRank, file_name, fill, insert, layer_of, low_rank_of, merge
 from dreamlab.models import PLAIN, Family, Options, load
+from dreamlab.off_gpu import off_gpu
 from dreamlab.runs import write_json
 from dreamlab.schema import Model
 from dreamlab.whole import written_whole
@@ -60,11 +61,11 @@ def write_snapshot(
     for name, weight in weights.items():
         part, _, key = name.partition(".")
         if inversion.is_rows(key):
-            rows[part] = weight.detach().to("cpu", DTYPES[dtype])
+            rows[part] = off_gpu(weight.to(DTYPES[dtype]))
             continue
         is_text = part.startswith("text_encoder")
         told = file_name(key) if adapter else _PREFIX * is_text + key.removeprefix(_PREFIX)
-        parts.setdefault(part, {})[told] = weight.detach().to("cpu", DTYPES[dtype]).contiguous()
+        parts.setdefault(part, {})[told] = off_gpu(weight.to(DTYPES[dtype]))
     with written_whole(folder) as temporary:
         temporary.mkdir()
         if adapter:

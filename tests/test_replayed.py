@@ -26,9 +26,25 @@ def test_each_shape_is_recorded_once_and_each_call_reads_its_own_arguments() -> 
     replayed = Replayed(network)
     for number, size in [(n, size) for n in range(5) for size in (2, 3)]:
         x, t = torch.full((size, 4), 2.0, device="cuda"), torch.tensor(float(number))
+        torch.cuda.synchronize()
         (y,) = replayed(x, t, words={"text": torch.ones(size, 4, device="cuda")}, return_dict=False)
         assert torch.equal(y, torch.full((size, 4), 2.0 * number + 1, device="cuda"))
     assert len(calls) == 4  # plainly and to be recorded, of two shapes
+
+
+@torch.no_grad()
+def test_where_python_is_ahead_nothing_is_recorded() -> None:
+    calls = []
+
+    def network(x: Tensor) -> Tensor:
+        calls.append(x)
+        torch.cuda._sleep(50_000_000)  # cycles: tens of milliseconds
+        return x + 1
+
+    replayed, x = Replayed(network), torch.zeros(2, device="cuda")
+    for _ in range(4):
+        x = replayed(x)
+    assert x.tolist() == [4.0, 4.0] and len(calls) == 4
 
 
 @torch.no_grad()
