@@ -23,7 +23,7 @@ from dreamlab.rounding import keep_moments_exact
 from dreamlab.schema import Train
 from dreamlab.stepping import Stepping, stepping
 
-WARM_UP = 3  # updates before the recorded one: libraries choose kernels, the optimizer makes its state
+WARM_UP = 2  # updates before the recorded one: libraries choose kernels, the optimizer makes its state
 TEXT = "text."  # begins the names of the buffers of what frozen text encoders have made of the prompts
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from dreamlab import garbage
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import explained
 from dreamlab.places import check_places
@@ -14,6 +15,7 @@ from dreamlab.quiet import quiet_libraries
 
 def run(name: str, schema: type, act: Callable[[Any], object]) -> None:
     """Compose conf/<name>.yaml with the command line, and hand the settings, an object of `schema`, to `act`."""
+    garbage.put_off()
     register_schemas()
     quiet_libraries()
 

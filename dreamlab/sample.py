@@ -71,6 +71,15 @@ def keep_on_cpu(scheduler: Any) -> Any:
     return scheduler
 
 
+def filled(items: Sequence[Any], batch_size: int) -> list[Any]:
+    """The items, with the first ones again where a last batch is half full or more.
+
+    A GPU's libraries choose kernels for each shape anew, which takes longer than a few images more.
+    """
+    missing = -len(items) % batch_size
+    return [*items, *items[:missing]] if 0 < 2 * missing <= batch_size < len(items) else [*items]
+
+
 def draw(
     model: "Family", prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, *,
     device: "torch.device", precision: str, batch_size: int, on_image: Callable[[int, "Image"], None],
@@ -84,7 +93,9 @@ def draw(
     from dreamlab.resting import told
 
     check_sampler("sampler", sampler.name, model.family)
-    pipe = model.pipeline()
+    pipe, count = model.pipeline(), len(prompts)
+    if device.type == "cuda":
+        prompts, seeds = filled(prompts, batch_size), filled(seeds, batch_size)
     own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), device, sampler.is_compiled)
     words = told(model, pipe, prompts, sampler.negative_prompt, device)
     parts = decoding_in_parts(pipe.vae, max(1, DECODED_PX // (sampler.height * sampler.width)))
@@ -99,7 +110,7 @@ def draw(
                 num_inference_steps=sampler.steps, guidance_scale=sampler.guidance,
                 height=sampler.height, width=sampler.width,
             ).images  # fmt: skip
-            for number, picture in enumerate(as_pictures(images), start):
+            for number, picture in enumerate(as_pictures(images[: count - start]), start):
                 on_image(number, picture)
 
 

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dreamlab import sweeps
+from dreamlab import garbage, sweeps
 from dreamlab.config import conf_dir, register_schemas, setting_names
 from dreamlab.errors import UserError, explained
 from dreamlab.quiet import quiet_libraries
@@ -193,6 +193,7 @@ def _in_sweep(config: Train) -> "tuple[float, float] | None":
 
 def main() -> None:
     """The console command dreamlab-train."""
+    garbage.put_off()
     register_schemas()
     quiet_libraries()
     with explained(setting_names(Train)), sweeps.concluded():

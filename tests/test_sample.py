@@ -14,7 +14,7 @@ from tiny_models import save_tiny
 from dreamlab.commands import Export, Sample
 from dreamlab.export import export
 from dreamlab.pictures import grid, read_settings
-from dreamlab.sample import SAMPLERS, main, sample
+from dreamlab.sample import SAMPLERS, filled, main, sample
 
 
 def draw(out: Path, **settings: object) -> list[np.ndarray]:
@@ -190,3 +190,9 @@ def test_a_missing_prompt_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: 
         main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and "prompt" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("count", "batch_size", "drawn"), [(50, 4, 52), (5, 4, 5), (3, 4, 3), (8, 4, 8), (0, 4, 0)])
+def test_a_last_batch_that_is_half_full_is_filled(count: int, batch_size: int, drawn: int) -> None:
+    items = filled(range(count), batch_size)
+    assert len(items) == drawn and items[:count] == [*range(count)]

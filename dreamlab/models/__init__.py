@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from dreamlab import garbage
 from dreamlab.diffusion import NoiseSchedule
 from dreamlab.errors import UserError, did_you_mean, first_line
 from dreamlab.hub import go_offline_if_silent
@@ -192,6 +193,7 @@ def load(
     if any(name and not Path(find(name)).expanduser().exists() for name in (source, vae, config)):
         go_offline_if_silent()
     made = family_class(family or family_in(find(source), revision))
+    garbage.resume()
     with _explained(source):
         if is_single_file(source):
             model = made.load_file(find(source), find(config) if config else None, find(vae) if vae else None, options)
