@@ -18,7 +18,6 @@ def put_off() -> None:
 
 
 def resume() -> None:
-    """Collect as usual again, but for what is there by now."""
+    """Collect as usual again. Not a word of freezing here: a run's trainer would be kept by what it refers to."""
     if gc.get_threshold() == SELDOM:
-        gc.freeze()
         gc.set_threshold(*USUAL)

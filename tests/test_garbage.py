@@ -1,4 +1,4 @@
-"""What is imported is left alone by the garbage collector; what comes later is collected as usual."""
+"""While a command imports what it needs, the garbage collector is seldom called; afterwards as usual."""
 
 import gc
 import weakref
@@ -15,28 +15,29 @@ class Circle:
 
 
 @pytest.fixture
-def usual() -> Iterator[None]:
+def own() -> Iterator[None]:
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
-    gc.unfreeze()
 
 
-@pytest.mark.usefixtures("usual")
-def test_only_what_comes_after_resuming_is_collected() -> None:
-    gc.collect()
+@pytest.mark.usefixtures("own")
+def test_a_circle_of_what_came_before_and_after_resuming_is_collected() -> None:
     garbage.put_off()
-    earlier = weakref.ref(Circle())
+    assert gc.get_threshold() == garbage.SELDOM
+    callback = Circle()
     garbage.resume()
-    later = weakref.ref(Circle())
-    gc.collect()
-    assert earlier() is not None and later() is None
     assert gc.get_threshold() == garbage.USUAL
+    trainer = Circle()
+    trainer.own, callback.own = callback, trainer
+    seen = weakref.ref(callback), weakref.ref(trainer)
+    del callback, trainer
+    gc.collect()
+    assert seen[0]() is None and seen[1]() is None
 
 
-@pytest.mark.usefixtures("usual")
+@pytest.mark.usefixtures("own")
 def test_who_has_not_put_it_off_keeps_a_collector_of_their_own() -> None:
     gc.set_threshold(500, 5, 5)
-    frozen = gc.get_freeze_count()
     garbage.resume()
-    assert gc.get_threshold() == (500, 5, 5) and gc.get_freeze_count() == frozen
+    assert gc.get_threshold() == (500, 5, 5)

@@ -10,7 +10,7 @@ from conftest import Settings
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from dreamlab import assemble
+from dreamlab import assemble, garbage
 from dreamlab.errors import AlreadyTold, UserError, explained
 from dreamlab.module import DreamBooth
 from dreamlab.sweeps import Sweep
@@ -18,21 +18,30 @@ from dreamlab.train import train
 
 
 def test_a_training_before_is_gone_when_the_next_one_loads(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, alive = assemble.base_model, []
+    load, make, made, alive = assemble.base_model, assemble.module, list[weakref.ref[DreamBooth]](), []
 
     def load_and_count(*given: Any) -> Any:
-        alive.append(sum(type(one) is DreamBooth for one in gc.get_objects()))
+        alive.append(sum(one() is not None for one in made))
         return load(*given)
 
+    def make_and_note(*given: Any) -> DreamBooth:
+        module = make(*given)
+        made.append(weakref.ref(module))
+        return module
+
     monkeypatch.setattr(assemble, "base_model", load_and_count)
+    monkeypatch.setattr(assemble, "module", make_and_note)
     gc.collect()
-    gc.disable()  # Python's own time for circles may be any
+    thresholds = gc.get_threshold()
+    garbage.put_off()  # as a command does
     try:
         for seed in (1, 2):
+            gc.disable()  # Python's own time for circles may be any
             train(settings(f"seed={seed}", "steps=1", "adapter=lora", "prompts=[]", "prior=none"))
     finally:
         gc.enable()
-    assert alive[1] == 0
+        gc.set_threshold(*thresholds)
+    assert alive == [0, 0] and len(made) == 2
 
 
 def test_a_failed_member_of_a_sweep_keeps_nothing_alive() -> None:
