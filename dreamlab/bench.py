@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from dreamlab import entry
+from dreamlab import entry, garbage
 from dreamlab.commands import Bench, Draws
 from dreamlab.config import conf_dir
 from dreamlab.errors import UserError, did_you_mean
@@ -140,6 +140,7 @@ def bench(settings: Bench) -> Path:
     from dreamlab.runs import environment
 
     quiet_imported_libraries()
+    garbage.set_aside()
     machine = {
         **environment(),
         "threads": torch.get_num_threads(),

@@ -79,6 +79,7 @@ def _train(members: "Sequence[Opened]", start: "Start", joins: bool) -> None:
     from dreamlab.naming import warn_of_identifiers
     from dreamlab.runlog import RunLog
 
+    garbage.set_aside()
     config, subject, run, _ = members[-1]
     if not joins:
         warn(config, subject)

@@ -19,6 +19,7 @@ def own() -> Iterator[None]:
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("own")
@@ -37,7 +38,20 @@ def test_a_circle_of_what_came_before_and_after_resuming_is_collected() -> None:
 
 
 @pytest.mark.usefixtures("own")
+def test_only_what_is_set_aside_is_left_alone() -> None:
+    garbage.put_off()
+    imported = weakref.ref(Circle())
+    garbage.set_aside()
+    counted, later = gc.get_freeze_count(), weakref.ref(Circle())
+    garbage.set_aside()  # once for a process
+    gc.collect()
+    assert imported() is not None and later() is None
+    assert counted > 0 and gc.get_freeze_count() <= counted and gc.get_threshold() == garbage.USUAL
+
+
+@pytest.mark.usefixtures("own")
 def test_who_has_not_put_it_off_keeps_a_collector_of_their_own() -> None:
     gc.set_threshold(500, 5, 5)
+    garbage.set_aside()
     garbage.resume()
-    assert gc.get_threshold() == (500, 5, 5)
+    assert gc.get_threshold() == (500, 5, 5) and gc.get_freeze_count() == 0

@@ -41,6 +41,7 @@ def test_a_training_before_is_gone_when_the_next_one_loads(settings: Settings, m
     finally:
         gc.enable()
         gc.set_threshold(*thresholds)
+        gc.unfreeze()
     assert alive == [0, 0] and len(made) == 2
 
 
