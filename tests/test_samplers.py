@@ -1,5 +1,6 @@
 """Each sampler against plain diffusers; the command in a process of its own, on a run of real photos."""
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dreamlab.fused import fuse
 from dreamlab.models import BUNDLED, Family
-from dreamlab.sample import SAMPLERS, Sampler, draw, main
+from dreamlab.sample import FLOW_SAMPLERS, SAMPLERS, Sampler, draw, keep_on_cpu, main, make_scheduler
 
 PROMPTS, SEEDS = ["a photo of a dog", "a photo of a teapot", "a photo of a dog"], [1, 2, 3]
 DIFFUSERS: dict[str, tuple[Any, dict[str, Any]]] = {  # the same samplers, written down once more
@@ -123,3 +124,13 @@ def test_a_run_on_real_photos_draws_its_samples_again_in_another_process(train_r
     assert process.wait(120) == 0, log.read_text(encoding="utf-8")
     assert sorted(path.name for path in out.iterdir()) == ["0000.png", "0001.png", "grid.png"]
     assert apart(pixels_of(out / "0000.png"), pixels_of(run.samples / "update-000002" / "0000.png")) <= 1
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *FLOW_SAMPLERS])
+def test_a_sampler_keeps_its_timesteps_on_the_cpu_whatever_device_a_pipeline_asks_for(sampler: str) -> None:
+    plain, kept = make_scheduler(sampler, {}), keep_on_cpu(make_scheduler(sampler, {}))
+    plain.set_timesteps(7, device="cpu")
+    kept.set_timesteps(7, device="meta")  # where no number can be read
+    assert torch.equal(kept.timesteps, plain.timesteps)
+    parameters = inspect.signature(kept.set_timesteps).parameters  # by which a pipeline knows whether it takes sigmas
+    assert parameters == inspect.signature(plain.set_timesteps).parameters
