@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dreamlab.off_gpu import off_gpu
 from dreamlab.runs import written_whole
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ FAST = 3  # of PNG's 9 levels: photos get 1-6% larger than with the usual 6, in 
 
 def as_pictures(pixels: "Tensor") -> list[Image.Image]:
     """Pixels `(B, 3, H, W)` of 0 to 1 as pictures of 8 bits; rounded and laid out before they leave a GPU."""
-    from dreamlab.off_gpu import off_gpu
-
     whole = (pixels.float() * 255).round().byte().permute(0, 2, 3, 1)
     return [Image.fromarray(one) for one in off_gpu(whole).numpy()]
 

@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from dreamlab.errors import UserError
 from dreamlab.models import Family
+from dreamlab.off_gpu import all_off_gpu
 from dreamlab.secrets import without_secrets
 from dreamlab.whole import discard, written_whole
 
@@ -186,8 +187,6 @@ class RunDirectory:
 
     def save_model(self, model: Family) -> None:
         """Write the tuned pipeline as a diffusers folder."""
-        from dreamlab.off_gpu import all_off_gpu
-
         with written_whole(self.model) as temporary, all_off_gpu(model.parts().values()):
             model.pipeline().save_pretrained(temporary)
 

@@ -17,6 +17,7 @@ class Circle:
 @pytest.fixture
 def own() -> Iterator[None]:
     before = gc.get_threshold()
+    gc.unfreeze()  # a command that ran in this process before may have set things aside
     yield
     gc.set_threshold(*before)
     gc.unfreeze()
