@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 
+from dreamlab.compiling import joining_rows
 from dreamlab.data import Batch
 from dreamlab.loss import Losses
 from dreamlab.models.parts import BLOCKS
@@ -210,7 +211,7 @@ def compile_parts(parts: dict[str, nn.Module], how: str) -> None:
     for part in parts.values():
         for module in [part] if how == "full" else part.modules():
             if how == "full" or isinstance(module, BLOCKS):
-                module.compile()
+                module.compile(backend=joining_rows)
 
 
 def uncompile(trained: nn.Module) -> None:

@@ -13,6 +13,8 @@ from dreamlab.gates import fuse_gates
 from dreamlab.layouts import keep_layouts
 from dreamlab.linears import convolve_linears, is_quicker
 from dreamlab.norms import fuse_norms
+from dreamlab.row_norms import fuse_row_norms
+from dreamlab.undivided import divide_less
 
 
 def can_fuse() -> bool:
@@ -27,8 +29,10 @@ def fuse(networks: Iterable[nn.Module]) -> None:
     on_gpu, on_cpu = can_fuse(), not torch.cuda.is_available() and is_quicker()
     for network in networks:
         keep_layouts(network)
+        divide_less(network)
         if on_gpu:
             fuse_norms(network)
+            fuse_row_norms(network)
             fuse_gates(network)
         if on_cpu:
             convolve_linears(network)

@@ -10,6 +10,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from dreamlab.biases import fold_biases, is_drawing, total, without_bias
+from dreamlab.norms import NormWithSiLU
+
 
 class Transformer(Transformer2DModel):
     """Transformer2DModel whose tokens become an image by their shape alone: they lie as its pixels would."""
@@ -34,11 +37,28 @@ class ResidualBlock(ResnetBlock2D):
         if not is_plain or self.upsample is not None or self.downsample is not None:
             image: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return image
+        if self._folds() and is_drawing(input_tensor):
+            return self._drawn(input_tensor, temb)
         image = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
             image = image + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
         image = self.conv2(self.dropout(self.nonlinearity(self.norm2(image))))
         return (self.conv_shortcut(input_tensor) if self.conv_shortcut is not None else input_tensor) + image
+
+    def _folds(self) -> bool:
+        """Whether the block's layers are plain; an adapter's wouldn't be."""
+        norms, convs = (self.norm1, self.norm2), (self.conv1, self.conv2)
+        has_plain_norms = all(type(norm) is NormWithSiLU for norm in norms)
+        return has_plain_norms and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convs)
+
+    def _drawn(self, image: Tensor, temb: Tensor | None) -> Tensor:
+        """The same with biases added on the way (biases.py)."""
+        shortcut = image if self.conv_shortcut is None else self.conv_shortcut(image)
+        shift = self.conv1.bias[None]
+        if self.time_emb_proj is not None:
+            shift = shift + self.time_emb_proj(self.nonlinearity(temb))
+        image = self.norm2.shifted(without_bias(self.conv1, self.norm1(image)), shift)
+        return total(shortcut, without_bias(self.conv2, self.dropout(image)), self.conv2.bias)
 
     def train(self, mode: bool = True) -> "ResidualBlock":
         super().train(mode)
@@ -52,4 +72,5 @@ def keep_layouts(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) in kinds:
             module.__class__ = kinds[type(module)]
+            fold_biases(module)
             module.train(module.training)

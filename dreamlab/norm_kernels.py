@@ -28,6 +28,15 @@ def _place(b, n, c, N, C):
 
 
 @triton.jit
+def _read(x, shift, at, is_one, b, c, C, SHIFT: tl.constexpr):
+    """Numbers of an image, with the shift of their channels where there is one."""
+    values = tl.load(x + at, mask=is_one, other=0).to(tl.float32)
+    if SHIFT:
+        values += tl.load(shift + b * C + c, mask=c < C, other=0).to(tl.float32)[None, :]
+    return values
+
+
+@triton.jit
 def _place_of_sums(g, b, s, d, C, S, D):
     """Where the sums of slices s of a group's channels d lie, and which there are."""
     return (b * S + s)[:, None] * C + g * D + d[None, :], (s < S)[:, None] & (d < D)[None, :]
@@ -55,7 +64,9 @@ def _before_silu(x, dy, mean, rstd, w, bias, SILU: tl.constexpr):
 
 
 @_kernel
-def _slice_moments(x, avgs, devs, N, C, S, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _slice_moments(
+    x, shift, avgs, devs, N, C, S, SHIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
     """Mean and sum of squared deviations of each channel in a slice."""
     b, s, c = tl.program_id(2), tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.cdiv(N, S)
@@ -65,7 +76,7 @@ def _slice_moments(x, avgs, devs, N, C, S, ROWS: tl.constexpr, COLUMNS: tl.const
     for start in range(first, last, ROWS):
         n = start + tl.arange(0, ROWS)
         is_one = (n < last)[:, None] & (c < C)[None, :]
-        values = tl.load(x + _place(b, n, c, N, C), mask=is_one, other=0).to(tl.float32)
+        values = tl.where(is_one, _read(x, shift, _place(b, n, c, N, C), is_one, b, c, C, SHIFT), 0)
         more = tl.minimum(last - start, ROWS).to(tl.float32)
         own = tl.sum(values, 0) / more
         away = tl.where(is_one, values - own[None, :], 0)
@@ -100,13 +111,14 @@ def _group_moments(
 
 @_kernel
 def _normalise(
-    x, y, means, rstds, weight, bias, N, C, G, D, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, shift, y, means, rstds, weight, bias, N, C, G, D,
+    SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     b, n = tl.program_id(2), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     mean, rstd, w, z = _told(c, b, C, G, D, means, rstds, weight, bias)
     at, is_one = _place(b, n, c, N, C), (n < N)[:, None] & (c < C)[None, :]
-    z += (tl.load(x + at, mask=is_one, other=0).to(tl.float32) - mean) * rstd * w
+    z += (_read(x, shift, at, is_one, b, c, C, SHIFT) - mean) * rstd * w
     if SILU:
         z = z / (1 + tl.exp(-z))
     tl.store(y + at, z.to(y.dtype.element_ty), mask=is_one)
@@ -179,18 +191,24 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, int, int]:
 
 
 def normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, has_silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, has_silu: bool, shift: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The normalised image, and mean and 1 / deviation `(2, B, G)` of its groups; `x` must be channels-last."""
+    """The normalised image, and mean and 1 / deviation `(2, B, G)` of its groups; `x` must be channels-last.
+
+    A `shift` `(B, C)`, contiguous, is added to the image first.
+    """
     b, n, c, d, tiles, s = _sizes(x, groups)
     sums = torch.empty(2, b, s, c, device=x.device)
     moments, y = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
-    _slice_moments[tiles, s, b](x, sums[0], sums[1], n, c, s, ROWS, COLUMNS)
+    told, is_shifted = x if shift is None else shift, shift is not None
+    _slice_moments[tiles, s, b](x, told, sums[0], sums[1], n, c, s, is_shifted, ROWS, COLUMNS)
     _group_moments[groups, b](
         sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, MOST_SLICES, CHANNELS
     )  # fmt: skip
     grid = tiles, triton.cdiv(n, ROWS), b
-    _normalise[grid](x, y, moments[0], moments[1], weight, bias, n, c, groups, d, has_silu, ROWS, COLUMNS)
+    _normalise[grid](
+        x, told, y, moments[0], moments[1], weight, bias, n, c, groups, d, is_shifted, has_silu, ROWS, COLUMNS
+    )  # fmt: skip
     return y, moments
 
 

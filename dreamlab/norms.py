@@ -19,6 +19,14 @@ class Norm(nn.GroupNorm):
 
     has_silu = False
 
+    def shifted(self, image: Tensor, shift: Tensor) -> Tensor:
+        """That of an image plus `shift` `(B, C)` or `(1, C)`, on a GPU and without gradients."""
+        from dreamlab.norm_kernels import normalise
+
+        shift = shift.expand(image.shape[0], -1).contiguous()
+        image = image.contiguous(memory_format=torch.channels_last)
+        return normalise(image, self.weight, self.bias, self.num_groups, self.eps, self.has_silu, shift)[0]
+
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda and input.dim() == 4 and not torch.compiler.is_compiling():
             image = input.contiguous(memory_format=torch.channels_last)

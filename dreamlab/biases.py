@@ -1,0 +1,49 @@
+"""Biases of convolutions, for which a GPU passes over an image once more: where drawing adds them otherwise.
+
+A convolution of one pixel is a matrix product, whose kernel adds the bias as it writes. In a residual block the first
+convolution's bias joins the time's, which the norm after it adds as it reads (norms.py), and the second's is added with
+the shortcut: of five passes one is left. A tenth of drawing at Stable Diffusion's size went into them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear
+
+
+class OnePixel(nn.Conv2d):
+    """A convolution of one pixel, of `(B, C, H, W)` to `(B, D, H, W)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not is_drawing(input) or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        b, c, h, w = input.shape
+        pixels = linear(input.permute(0, 2, 3, 1).reshape(-1, c), self.weight.flatten(1), self.bias)
+        return pixels.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def is_drawing(image: Tensor) -> bool:
+    """Whether this runs on a GPU without gradients; a compiled network is left to its compiler."""
+    return image.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def without_bias(conv: nn.Conv2d, image: Tensor) -> Tensor:
+    """What a convolution makes of an image but for its bias."""
+    return conv2d(image, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def total(shortcut: Tensor, image: Tensor, bias: Tensor) -> Tensor:
+    """The sum of two images and a bias for each channel, on a GPU."""
+    channels_last = torch.channels_last
+    if shortcut.dtype != image.dtype or not image.is_contiguous(memory_format=channels_last):
+        return shortcut + (image + bias[:, None, None])
+    from dreamlab.bias_kernels import add
+
+    return add(shortcut.contiguous(memory_format=channels_last), image, bias)
+
+
+def fold_biases(block: nn.Module) -> None:
+    """Let those convolutions of a block that have one pixel compute so; weights and names stay as they are."""
+    for name in ("conv_shortcut", "proj_in", "proj_out"):
+        conv = getattr(block, name, None)
+        if type(conv) is nn.Conv2d and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1):
+            conv.__class__ = OnePixel

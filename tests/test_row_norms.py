@@ -1,0 +1,63 @@
+"""Layer norms in one go: the network's own numbers on a CPU, and on a GPU those of PyTorch's layer norm."""
+
+import pytest
+import torch
+from test_norms import apart, assert_same, needs_gpu, predicted, unet
+from torch import nn
+from torch.nn.functional import layer_norm
+
+from dreamlab.row_norms import RowNorm, fuse_row_norms
+
+SIZES = [(2, 4096, 320), (1, 7, 24), (3, 65, 1500), (2, 64, 1280)]
+
+
+def test_on_a_cpu_a_network_is_the_same_to_the_bit() -> None:
+    plain, fused = unet(), unet()
+    fuse_row_norms(fused)
+    assert_same(plain, fused)
+    assert sum(type(module) is RowNorm for module in fused.modules()) == 12  # three in each transformer
+    assert not any(type(module) is nn.LayerNorm for module in fused.modules())
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("sizes", SIZES)
+def test_on_a_gpu_values_and_gradients_are_layer_norms(sizes: tuple[int, ...]) -> None:
+    """In float64 of the same half-precision numbers: rows differ by their rounding, weights' gradients hardly."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(sizes[-1], eps=1e-5, device="cuda")
+    for weight in (norm.weight, norm.bias):
+        nn.init.normal_(weight)
+    norm.__class__ = RowNorm
+    rows = (torch.randn(sizes, device="cuda") * 2 + 3).bfloat16().requires_grad_()
+    grad = torch.randn(sizes, device="cuda").bfloat16()
+    with torch.autocast("cuda", torch.bfloat16):  # which is to leave it alone
+        found = norm(rows)
+    assert found.dtype == torch.bfloat16
+    found.backward(grad)
+    exact = [one.detach().double().requires_grad_() for one in (rows, norm.weight, norm.bias)]
+    told = layer_norm(exact[0], sizes[-1:], *exact[1:], 1e-5)
+    told.backward(grad.double())
+    for own, other in ((found, told), (rows.grad, exact[0].grad)):
+        assert ((own.double() - other).abs() <= other.abs() * 2**-8 + 1e-4).all()
+    assert apart(norm.weight.grad, exact[1].grad) < 1e-5 and apart(norm.bias.grad, exact[2].grad) < 1e-5
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_under_autocast_it_rounds_where_autocast_does() -> None:
+    """Both against float64: as far away as each other, in a network's output and gradients."""
+    plain, fused, exact = unet().cuda(), unet().cuda(), unet().double().cuda()
+    fuse_row_norms(fused)
+    torch.set_default_dtype(torch.float64)
+    try:
+        told, grads = predicted(exact.double(), "cuda")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    far = []
+    for network in (plain, fused):
+        with torch.autocast("cuda", torch.bfloat16):
+            pred, own = predicted(network, "cuda")
+        far.append([apart(pred, told), *(apart(own[name], grads[name]) for name in grads)])
+    assert far[1][0] < 1.3 * far[0][0] + 1e-3
+    assert sum(far[1]) < 1.1 * sum(far[0])

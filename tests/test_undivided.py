@@ -1,0 +1,38 @@
+"""Attention that doesn't divide by 1: diffusers' numbers to the bit, and left alone where it does more."""
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from test_norms import predicted, unet, vae
+from torch import nn
+
+from dreamlab.undivided import Undivided, divide_less
+
+
+def test_values_and_gradients_are_those_of_diffusers_to_the_bit() -> None:
+    plain, other = unet(), unet()
+    divide_less(other)
+    kinds = [type(module.processor) for module in other.modules() if isinstance(module, Attention)]
+    assert len(kinds) == 8 and set(kinds) == {Undivided}  # of tokens and of text, in four transformers
+    (pred, grads), (found, others) = predicted(plain), predicted(other)
+    assert torch.equal(pred, found)
+    assert grads.keys() == others.keys() and all(torch.equal(grads[name], others[name]) for name in grads)
+
+
+def test_a_mask_hides_what_it_hides_in_diffusers() -> None:
+    torch.manual_seed(1)
+    attn, tokens = Attention(8, heads=2, dim_head=4), torch.randn(2, 5, 8)
+    mask = torch.zeros(2, 1, 5)
+    mask[:, :, 3:] = -10000.0
+    with torch.no_grad():
+        told, unmasked = attn(tokens, attention_mask=mask), attn(tokens)
+        divide_less(nn.ModuleList([attn]))
+        assert torch.equal(attn(tokens, attention_mask=mask), told) and torch.equal(attn(tokens), unmasked)
+    assert not torch.equal(told, unmasked)
+
+
+def test_attention_that_does_more_stays_what_it_is() -> None:
+    scaled, image = Attention(8, heads=2, dim_head=4, rescale_output_factor=2.0), vae()
+    divide_less(scaled)
+    divide_less(image)  # norms its pixels and adds them in the end
+    processors = [module.processor for module in (scaled, *image.modules()) if isinstance(module, Attention)]
+    assert len(processors) == 3 and {type(processor) for processor in processors} == {AttnProcessor2_0}
