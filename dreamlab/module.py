@@ -212,6 +212,9 @@ class DreamBooth(LightningModule):
             f"train/lr_{group['name']}": group["lr"] * group.get("d", 1.0) for group in optimizer.param_groups
         }
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Lightning's hook before a backward pass; the step before has left no gradients."""
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Free the gradients as soon as they are used: Lightning would hold them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

@@ -48,6 +48,6 @@ def fuse_row_norms(network: nn.Module) -> None:
     """Let the norms of a network's transformers compute so; their weights and names stay as they are."""
     for block in network.modules():
         for norm in block.children() if isinstance(block, BasicTransformerBlock) else ():
-            if type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None:
-                if norm.weight.numel() <= LONGEST and norm.weight.dim() == 1:
-                    norm.__class__ = RowNorm
+            if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None:
+                is_short = len(norm.normalized_shape) == 1 and norm.weight.numel() <= LONGEST
+                norm.__class__ = RowNorm if is_short else nn.LayerNorm

@@ -11,7 +11,7 @@ from dreamlab.undivided import Undivided, divide_less
 def test_values_and_gradients_are_those_of_diffusers_to_the_bit() -> None:
     plain, other = unet(), unet()
     divide_less(other)
-    kinds = [type(module.processor) for module in other.modules() if isinstance(module, Attention)]
+    kinds = [type(module) for module in other.modules() if isinstance(module, Attention)]
     assert len(kinds) == 8 and set(kinds) == {Undivided}  # of tokens and of text, in four transformers
     (pred, grads), (found, others) = predicted(plain), predicted(other)
     assert torch.equal(pred, found)
@@ -34,5 +34,16 @@ def test_attention_that_does_more_stays_what_it_is() -> None:
     scaled, image = Attention(8, heads=2, dim_head=4, rescale_output_factor=2.0), vae()
     divide_less(scaled)
     divide_less(image)  # norms its pixels and adds them in the end
-    processors = [module.processor for module in (scaled, *image.modules()) if isinstance(module, Attention)]
-    assert len(processors) == 3 and {type(processor) for processor in processors} == {AttnProcessor2_0}
+    found = [module for module in (scaled, *image.modules()) if isinstance(module, Attention)]
+    assert len(found) == 3 and {type(module) for module in found} == {Attention}
+
+
+def test_another_processor_is_asked() -> None:
+    torch.manual_seed(1)
+    attn, tokens = Attention(8, heads=2, dim_head=4), torch.randn(2, 5, 8)
+    divide_less(attn)
+    assert type(attn) is Undivided and type(attn.processor) is AttnProcessor2_0
+    with torch.no_grad():
+        plain = attn(tokens)
+        attn.set_processor(lambda attn, hidden_states, encoder_hidden_states, attention_mask: hidden_states + 1)
+        assert torch.equal(attn(tokens), tokens + 1) and not torch.equal(plain, tokens + 1)
