@@ -2,13 +2,14 @@
 
 Of a batch of four, Python needs twice as long to ask for the kernels of a forward pass as a GPU for running them. The
 first call of some shapes runs as it is, the second is recorded, and the others are replayed; the kernels are the same.
-Where the GPU is still at the first when the second comes, as with a large batch, Python is ahead and recording would
-only take time. Called by halves.py, for as long as the weights lie where they do.
+Where the GPU is well behind at the end of the first, as with a large batch, Python is ahead and recording would only
+take time. Called by halves.py, for as long as the weights lie where they do.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,22 @@ from dreamlab.errors import first_line
 from dreamlab.progress import console
 
 Call = Callable[..., Any]
+AHEAD = 0.25  # of the time that Python takes for a call: with more, a GPU waits for it nowhere
+
+
+class First(NamedTuple):
+    """The first call of some shapes: how long Python took, when it had asked for all, and when the GPU is done."""
+
+    took_s: float
+    asked_s: float
+    done: torch.cuda.Event
+
+    def was_python_ahead(self) -> bool:
+        """Whether the GPU had much left to do at its end; waits for that."""
+        if self.done.query():
+            return False
+        self.done.synchronize()
+        return perf_counter() - self.asked_s > AHEAD * self.took_s
 
 
 class Replayed:
@@ -25,7 +42,7 @@ class Replayed:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self._first: dict[Any, torch.cuda.Event] = {}  # when the first call is done
+        self._first: dict[Any, First] = {}
         self._ways: dict[Any, _Recording | None] = {}  # of all others
         self._pool: Any = None
         self._is_given_up = False
@@ -38,13 +55,16 @@ class Replayed:
         key = (shape, *(_told(one) for one in leaves))
         try:
             if key not in self._first:
+                began_s, done = perf_counter(), torch.cuda.Event()
                 with _waiting_is_an_error():  # once recording has begun, it would leave PyTorch's memory in disorder
                     made = self.call(*args, **kwargs)
-                self._first[key] = torch.cuda.Event()
-                self._first[key].record()
+                done.record()
+                asked_s = perf_counter()
+                self._first[key] = First(asked_s - began_s, asked_s, done)
                 return made
             if key not in self._ways:
-                self._ways[key] = self._recorded(leaves, shape, device) if self._first[key].query() else None
+                is_slow = not self._first[key].was_python_ahead()
+                self._ways[key] = self._recorded(leaves, shape, device) if is_slow else None
         except RuntimeError as error:
             self._is_given_up = True
             console.print(f"Drawing is not replayed as a CUDA graph: {first_line(error)}", markup=False)
