@@ -5,16 +5,10 @@ though convolutions around it want them last, and the norms that turn it around 
 size (H100, 32 images). Rows of channels that are joined at their ends are the same numbers, in the order wanted.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-
-
-def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """What PyTorch compiles of a function, at its first call."""
-    return torch.compile(call, backend=joining_rows)
 
 
 def joining_rows(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamlab.compiling import compiled
+from dreamlab.compiling import joining_rows
 from dreamlab.replayed import Replayed
 
 DRAWS_WITH = ("unet", "transformer", "vae")  # of a pipeline's networks; text encoders run once for each prompt
@@ -46,7 +46,7 @@ def halved(
                     plain: Callable[..., Any] = getattr(network, name)
                     is_denoiser = not hasattr(network, "decode")
                     if is_denoiser and is_compiled:
-                        plain = compiled(plain)
+                        plain = torch.compile(plain, backend=joining_rows)
                     elif is_denoiser and is_on_gpu:
                         plain = Replayed(plain)
                     setattr(network, name, _at_the_border(plain, dtype))

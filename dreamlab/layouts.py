@@ -37,7 +37,7 @@ class ResidualBlock(ResnetBlock2D):
         if not is_plain or self.upsample is not None or self.downsample is not None:
             image: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return image
-        if self._folds() and is_drawing(input_tensor):
+        if is_drawing(input_tensor) and self._folds():
             return self._drawn(input_tensor, temb)
         image = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:

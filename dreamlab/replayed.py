@@ -63,8 +63,8 @@ class Replayed:
                 self._first[key] = First(asked_s - began_s, asked_s, done)
                 return made
             if key not in self._ways:
-                is_slow = not self._first[key].was_python_ahead()
-                self._ways[key] = self._recorded(leaves, shape, device) if is_slow else None
+                is_ahead = self._first[key].was_python_ahead()
+                self._ways[key] = None if is_ahead else self._recorded(leaves, shape, device)
         except RuntimeError as error:
             self._is_given_up = True
             console.print(f"Drawing is not replayed as a CUDA graph: {first_line(error)}", markup=False)

@@ -48,6 +48,10 @@ def fuse_row_norms(network: nn.Module) -> None:
     """Let the norms of a network's transformers compute so; their weights and names stay as they are."""
     for block in network.modules():
         for norm in block.children() if isinstance(block, BasicTransformerBlock) else ():
-            if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None:
-                is_short = len(norm.normalized_shape) == 1 and norm.weight.numel() <= LONGEST
-                norm.__class__ = RowNorm if is_short else nn.LayerNorm
+            if (
+                type(norm) is nn.LayerNorm
+                and norm.bias is not None
+                and norm.bias.dim() == 1
+                and len(norm.bias) <= LONGEST
+            ):
+                norm.__class__ = RowNorm

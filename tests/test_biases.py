@@ -4,15 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_norms import apart, unet, vae
+from test_norms import apart, needs_gpu, unet, vae
 from torch import Tensor, nn
 
 from dreamlab import biases
 from dreamlab.biases import OnePixel, total, without_bias
 from dreamlab.layouts import keep_layouts
 from dreamlab.norms import fuse_norms
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def fused(make: Callable[[], nn.Module]) -> nn.Module:

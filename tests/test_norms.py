@@ -1,6 +1,7 @@
 """Group norms in one go: the network's own numbers on a CPU, and on a GPU those of PyTorch's group norm and SiLU."""
 
 import copy
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -104,12 +105,10 @@ def test_on_a_gpu_values_and_gradients_are_group_norms(shape: tuple[int, ...], h
         assert apart(own.grad, other.grad) < 5e-6
 
 
-@pytest.mark.gpu
-@needs_gpu
-def test_under_autocast_it_rounds_once_where_autocast_does() -> None:
+def assert_rounds_as_autocast_does(fuse: Callable[[nn.Module], None]) -> None:
     """Both against float64: as far away as each other, in a network's output and gradients."""
     plain, fused, exact = unet().cuda(), unet().cuda(), unet().double().cuda()
-    fuse_norms(fused)
+    fuse(fused)
     torch.set_default_dtype(torch.float64)
     try:
         told, grads = predicted(exact.double(), "cuda")
@@ -122,6 +121,12 @@ def test_under_autocast_it_rounds_once_where_autocast_does() -> None:
         far.append([apart(pred, told), *(apart(own[name], grads[name]) for name in grads)])
     assert far[1][0] < 1.3 * far[0][0] + 1e-3
     assert sum(far[1]) < 1.1 * sum(far[0])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_under_autocast_it_rounds_once_where_autocast_does() -> None:
+    assert_rounds_as_autocast_does(fuse_norms)
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_norms import apart, assert_same, needs_gpu, predicted, unet
+from test_norms import apart, assert_rounds_as_autocast_does, assert_same, needs_gpu, unet
 from torch import nn
 from torch.nn.functional import layer_norm
 
@@ -46,18 +46,4 @@ def test_on_a_gpu_values_and_gradients_are_layer_norms(sizes: tuple[int, ...]) -
 @pytest.mark.gpu
 @needs_gpu
 def test_under_autocast_it_rounds_where_autocast_does() -> None:
-    """Both against float64: as far away as each other, in a network's output and gradients."""
-    plain, fused, exact = unet().cuda(), unet().cuda(), unet().double().cuda()
-    fuse_row_norms(fused)
-    torch.set_default_dtype(torch.float64)
-    try:
-        told, grads = predicted(exact.double(), "cuda")
-    finally:
-        torch.set_default_dtype(torch.float32)
-    far = []
-    for network in (plain, fused):
-        with torch.autocast("cuda", torch.bfloat16):
-            pred, own = predicted(network, "cuda")
-        far.append([apart(pred, told), *(apart(own[name], grads[name]) for name in grads)])
-    assert far[1][0] < 1.3 * far[0][0] + 1e-3
-    assert sum(far[1]) < 1.1 * sum(far[0])
+    assert_rounds_as_autocast_does(fuse_row_norms)

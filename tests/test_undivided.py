@@ -2,7 +2,7 @@
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from test_norms import predicted, unet, vae
+from test_norms import assert_same, unet, vae
 from torch import nn
 
 from dreamlab.undivided import Undivided, divide_less
@@ -13,9 +13,7 @@ def test_values_and_gradients_are_those_of_diffusers_to_the_bit() -> None:
     divide_less(other)
     kinds = [type(module) for module in other.modules() if isinstance(module, Attention)]
     assert len(kinds) == 8 and set(kinds) == {Undivided}  # of tokens and of text, in four transformers
-    (pred, grads), (found, others) = predicted(plain), predicted(other)
-    assert torch.equal(pred, found)
-    assert grads.keys() == others.keys() and all(torch.equal(grads[name], others[name]) for name in grads)
+    assert_same(plain, other)
 
 
 def test_a_mask_hides_what_it_hides_in_diffusers() -> None:
