@@ -24,6 +24,13 @@ class OnePixel(nn.Conv2d):
         pixels = linear(input.permute(0, 2, 3, 1).reshape(-1, c), self.weight.flatten(1), self.bias)
         return pixels.view(b, h, w, -1).permute(0, 3, 1, 2)
 
+    def joined(self, image: Tensor, beside: Tensor) -> Tensor:
+        """That of two images joined, `(B, X, H, W)` and `(B, C - X, H, W)`, with their channels last."""
+        (b, _, h, w), weight, count = image.shape, self.weight.flatten(1), image.shape[1]
+        rows, others = (one.permute(0, 2, 3, 1).reshape(b * h * w, -1) for one in (image, beside))
+        pixels = linear(rows, weight[:, :count], self.bias).addmm_(others, weight[:, count:].t())
+        return pixels.view(b, h, w, -1).permute(0, 3, 1, 2)
+
 
 def is_drawing(image: Tensor) -> bool:
     """Whether this runs on a GPU without gradients; a compiled network is left to its compiler."""

@@ -14,7 +14,10 @@ from dreamlab.layouts import keep_layouts
 from dreamlab.linears import convolve_linears, is_quicker
 from dreamlab.norms import fuse_norms
 from dreamlab.row_norms import fuse_row_norms
+from dreamlab.running_sums import sum_in_place
+from dreamlab.subpixels import convolve_before
 from dreamlab.undivided import divide_less
+from dreamlab.way_up import join_less
 
 
 def can_fuse() -> bool:
@@ -30,9 +33,12 @@ def fuse(networks: Iterable[nn.Module]) -> None:
     for network in networks:
         keep_layouts(network)
         divide_less(network)
+        sum_in_place(network)
         if on_gpu:
             fuse_norms(network)
             fuse_row_norms(network)
             fuse_gates(network)
+            convolve_before(network)
+            join_less(network)
         if on_cpu:
             convolve_linears(network)

@@ -6,12 +6,14 @@ residual block; on a GPU in half precision the next convolution turns it back. T
 
 from typing import Any
 
+import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from dreamlab.biases import fold_biases, is_drawing, total, without_bias
+from dreamlab.biases import OnePixel, fold_biases, is_drawing, total, without_bias
 from dreamlab.norms import NormWithSiLU
+from dreamlab.running_sums import for_prompts
 
 
 class Transformer(Transformer2DModel):
@@ -23,7 +25,8 @@ class Transformer(Transformer2DModel):
         if self.use_linear_projection:
             hidden_states = self.proj_out(hidden_states)
         image = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return residual + (image if self.use_linear_projection else self.proj_out(image))
+        image = image if self.use_linear_projection else self.proj_out(image)
+        return for_prompts(residual, image) + image
 
 
 class ResidualBlock(ResnetBlock2D):
@@ -33,17 +36,33 @@ class ResidualBlock(ResnetBlock2D):
     """
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        is_plain = self.output_scale_factor == 1 and self.time_embedding_norm == "default" and not self.skip_time_act
-        if not is_plain or self.upsample is not None or self.downsample is not None:
+        if not self._is_plain():
             image: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return image
         if is_drawing(input_tensor) and self._folds():
-            return self._drawn(input_tensor, temb)
+            shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+            return self._drawn(self.norm1(input_tensor), shortcut, temb)
         image = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
             image = image + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
         image = self.conv2(self.dropout(self.nonlinearity(self.norm2(image))))
         return (self.conv_shortcut(input_tensor) if self.conv_shortcut is not None else input_tensor) + image
+
+    def joined(self, image: Tensor, beside: Tensor, temb: Tensor | None) -> Tensor:
+        """That of two images joined at their channels, which on a GPU they needn't be."""
+        is_half = image.dtype == beside.dtype in (torch.float16, torch.bfloat16)
+        if not (is_half and is_drawing(image) and self._is_plain() and self._folds()) or not self._joins():
+            return self(torch.cat([image, beside], dim=1), temb)
+        image, beside = (one.contiguous(memory_format=torch.channels_last) for one in (image, beside))
+        return self._drawn(self.norm1.joined(image, beside), self.conv_shortcut.joined(image, beside), temb)
+
+    def _joins(self) -> bool:
+        return type(self.conv_shortcut) is OnePixel and self.conv_shortcut.bias is not None
+
+    def _is_plain(self) -> bool:
+        """Whether it neither scales nor resizes, and adds the time's embedding."""
+        is_plain = self.output_scale_factor == 1 and self.time_embedding_norm == "default" and not self.skip_time_act
+        return is_plain and self.upsample is None and self.downsample is None
 
     def _folds(self) -> bool:
         """Whether the block's layers are plain; an adapter's wouldn't be."""
@@ -51,13 +70,12 @@ class ResidualBlock(ResnetBlock2D):
         has_plain_norms = all(type(norm) is NormWithSiLU for norm in norms)
         return has_plain_norms and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convs)
 
-    def _drawn(self, image: Tensor, temb: Tensor | None) -> Tensor:
-        """The same with biases added on the way (biases.py)."""
-        shortcut = image if self.conv_shortcut is None else self.conv_shortcut(image)
+    def _drawn(self, image: Tensor, shortcut: Tensor, temb: Tensor | None) -> Tensor:
+        """The same after the first norm, with biases added on the way (biases.py)."""
         shift = self.conv1.bias[None]
         if self.time_emb_proj is not None:
             shift = shift + self.time_emb_proj(self.nonlinearity(temb))
-        image = self.norm2.shifted(without_bias(self.conv1, self.norm1(image)), shift)
+        image = self.norm2.shifted(without_bias(self.conv1, image), shift)
         return total(shortcut, without_bias(self.conv2, self.dropout(image)), self.conv2.bias)
 
     def train(self, mode: bool = True) -> "ResidualBlock":

@@ -65,9 +65,9 @@ def _before_silu(x, dy, mean, rstd, w, bias, SILU: tl.constexpr):
 
 @_kernel
 def _slice_moments(
-    x, shift, avgs, devs, N, C, S, SHIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, shift, avgs, devs, N, X, C, S, FROM, SHIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Mean and sum of squared deviations of each channel in a slice."""
+    """Mean and sum of squared deviations of each channel in a slice; the X channels are those of C from FROM on."""
     b, s, c = tl.program_id(2), tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.cdiv(N, S)
     first, last = s * rows, tl.minimum(s * rows + rows, N)
@@ -75,8 +75,8 @@ def _slice_moments(
     avg, dev = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
     for start in range(first, last, ROWS):
         n = start + tl.arange(0, ROWS)
-        is_one = (n < last)[:, None] & (c < C)[None, :]
-        values = tl.where(is_one, _read(x, shift, _place(b, n, c, N, C), is_one, b, c, C, SHIFT), 0)
+        is_one = (n < last)[:, None] & (c < X)[None, :]
+        values = tl.where(is_one, _read(x, shift, _place(b, n, c, N, X), is_one, b, c, X, SHIFT), 0)
         more = tl.minimum(last - start, ROWS).to(tl.float32)
         own = tl.sum(values, 0) / more
         away = tl.where(is_one, values - own[None, :], 0)
@@ -84,9 +84,9 @@ def _slice_moments(
         avg += apart * (more / total)
         dev += tl.sum(away * away, 0) + apart * apart * (count * more / total)
         count = total
-    at = (b * S + s) * C + c
-    tl.store(avgs + at, avg, mask=c < C)
-    tl.store(devs + at, dev, mask=c < C)
+    at = (b * S + s) * C + FROM + c
+    tl.store(avgs + at, avg, mask=c < X)
+    tl.store(devs + at, dev, mask=c < X)
 
 
 @_kernel
@@ -111,17 +111,18 @@ def _group_moments(
 
 @_kernel
 def _normalise(
-    x, shift, y, means, rstds, weight, bias, N, C, G, D,
+    x, shift, y, means, rstds, weight, bias, N, X, C, G, D, FROM,
     SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """An image's X channels, which become those of C from FROM on."""
     b, n = tl.program_id(2), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    mean, rstd, w, z = _told(c, b, C, G, D, means, rstds, weight, bias)
-    at, is_one = _place(b, n, c, N, C), (n < N)[:, None] & (c < C)[None, :]
-    z += (_read(x, shift, at, is_one, b, c, C, SHIFT) - mean) * rstd * w
+    mean, rstd, w, z = _told(FROM + c, b, C, G, D, means, rstds, weight, bias)
+    is_one = (n < N)[:, None] & (c < X)[None, :]
+    z += (_read(x, shift, _place(b, n, c, N, X), is_one, b, c, X, SHIFT) - mean) * rstd * w
     if SILU:
         z = z / (1 + tl.exp(-z))
-    tl.store(y + at, z.to(y.dtype.element_ty), mask=is_one)
+    tl.store(y + _place(b, n, FROM + c, N, C), z.to(y.dtype.element_ty), mask=is_one)
 
 
 @_kernel
@@ -182,33 +183,40 @@ def _gradient(
     tl.store(dx + at, (rstd * (dz * w - alone - normalised * both)).to(dx.dtype.element_ty), mask=is_one)
 
 
-def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, int, int]:
+def _sizes(x: Tensor, groups: int, c: int) -> tuple[int, int, int, int, int, int]:
     """B, N, C, D, how many tiles the channels make, and S."""
-    b, c, n = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    b, n = x.shape[0], x.shape[2] * x.shape[3]
     tiles = triton.cdiv(c, COLUMNS)
     slices = min(MOST_SLICES, triton.cdiv(n, ROWS), triton.cdiv(PROGRAMS, tiles * b))
     return b, n, c, c // groups, tiles, max(1, slices)
 
 
 def normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, has_silu: bool, shift: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, has_silu: bool, shift: Tensor | None = None,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The normalised image, and mean and 1 / deviation `(2, B, G)` of its groups; `x` must be channels-last.
 
-    A `shift` `(B, C)`, contiguous, is added to the image first.
+    A `shift` `(B, C)`, contiguous, is added to the image first. With an image `beside` it, channels-last too, it is
+    that of both joined, whose channels are x's and then the other's.
     """
-    b, n, c, d, tiles, s = _sizes(x, groups)
+    b, n, c, d, _, s = _sizes(x, groups, len(weight))
     sums = torch.empty(2, b, s, c, device=x.device)
-    moments, y = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
+    moments, y = torch.empty(2, b, groups, device=x.device), x.new_empty(b, *x.shape[2:], c).permute(0, 3, 1, 2)
+    parts = [(x, x.shape[1], 0)] if beside is None else [(x, x.shape[1], 0), (beside, beside.shape[1], x.shape[1])]
     told, is_shifted = x if shift is None else shift, shift is not None
-    _slice_moments[tiles, s, b](x, told, sums[0], sums[1], n, c, s, is_shifted, ROWS, COLUMNS)
+    for image, own, first in parts:
+        grid = triton.cdiv(own, COLUMNS), s, b
+        _slice_moments[grid](image, told, sums[0], sums[1], n, own, c, s, first, is_shifted, ROWS, COLUMNS)
     _group_moments[groups, b](
         sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, MOST_SLICES, CHANNELS
     )  # fmt: skip
-    grid = tiles, triton.cdiv(n, ROWS), b
-    _normalise[grid](
-        x, told, y, moments[0], moments[1], weight, bias, n, c, groups, d, is_shifted, has_silu, ROWS, COLUMNS
-    )  # fmt: skip
+    for image, own, first in parts:
+        grid = triton.cdiv(own, COLUMNS), triton.cdiv(n, ROWS), b
+        _normalise[grid](
+            image, told, y, moments[0], moments[1], weight, bias, n, own, c, groups, d, first, is_shifted, has_silu,
+            ROWS, COLUMNS,
+        )  # fmt: skip
     return y, moments
 
 
@@ -216,7 +224,7 @@ def gradients(
     x: Tensor, dy: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, groups: int, has_silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Those of image, weight and bias; `dy` must be channels-last, too."""
-    b, n, c, d, tiles, s = _sizes(x, groups)
+    b, n, c, d, tiles, s = _sizes(x, groups, len(weight))
     sums = torch.empty(2, b, s, c, device=x.device)
     joined, dx = torch.empty(2, b, groups, device=x.device), torch.empty_like(x)
     told = moments[0], moments[1], weight, bias

@@ -27,6 +27,14 @@ class Norm(nn.GroupNorm):
         image = image.contiguous(memory_format=torch.channels_last)
         return normalise(image, self.weight, self.bias, self.num_groups, self.eps, self.has_silu, shift)[0]
 
+    def joined(self, image: Tensor, beside: Tensor) -> Tensor:
+        """That of two images joined, `(B, X, H, W)` and `(B, C - X, H, W)`, on a GPU and without gradients."""
+        from dreamlab.norm_kernels import normalise
+
+        image, beside = (one.contiguous(memory_format=torch.channels_last) for one in (image, beside))
+        parts = self.weight, self.bias, self.num_groups, self.eps, self.has_silu
+        return normalise(image, *parts, beside=beside)[0]
+
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda and input.dim() == 4 and not torch.compiler.is_compiling():
             image = input.contiguous(memory_format=torch.channels_last)

@@ -16,9 +16,8 @@ PROGRAMS = 528  # four for each multiprocessor of a large GPU: each adds up grad
 
 
 @triton.jit
-def _normalised(x, at, is_one, C, eps):
+def _normalised(values, is_one, C, eps):
     """Rows less their mean and over their deviation, and 1 / deviation."""
-    values = tl.load(x + at, mask=is_one, other=0).to(tl.float32)
     away = tl.where(is_one, values - (tl.sum(values, 1) / C)[:, None], 0)
     rstd = 1 / tl.sqrt(tl.sum(away * away, 1) / C + eps)
     return away * rstd[:, None], rstd[:, None]
@@ -32,10 +31,19 @@ def _place(row, c, M, C, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _normalise(x, y, weight, bias, M, C, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _normalise(
+    x, y, weight, bias, shift, later, M, C, eps, SHIFT: tl.constexpr, LATER: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
     c = tl.arange(0, COLUMNS)
     at, is_one = _place(tl.program_id(0) * ROWS, c, M, C, ROWS)
-    normalised, _ = _normalised(x, at, is_one, C, eps)
+    values = tl.load(x + at, mask=is_one, other=0).to(tl.float32)
+    if SHIFT:
+        values += tl.load(shift + c, mask=c < C, other=0).to(tl.float32)[None, :]
+    if LATER:
+        more = values + tl.load(later + c, mask=c < C, other=0).to(tl.float32)[None, :]
+        tl.store(x + at, more.to(x.dtype.element_ty), mask=is_one)
+    normalised, _ = _normalised(values, is_one, C, eps)
     w = tl.load(weight + c, mask=c < C, other=0).to(tl.float32)[None, :]
     z = normalised * w + tl.load(bias + c, mask=c < C, other=0).to(tl.float32)[None, :]
     tl.store(y + at, z.to(y.dtype.element_ty), mask=is_one)
@@ -49,7 +57,7 @@ def _gradients(x, dy, dx, weight, sums, M, C, eps, ROWS: tl.constexpr, COLUMNS: 
     of_weight, of_bias = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
     for step in range(STEPS):
         at, is_one = _place((tl.program_id(0) * STEPS + step) * ROWS, c, M, C, ROWS)
-        normalised, rstd = _normalised(x, at, is_one, C, eps)
+        normalised, rstd = _normalised(tl.load(x + at, mask=is_one, other=0).to(tl.float32), is_one, C, eps)
         grad = tl.load(dy + at, mask=is_one, other=0).to(tl.float32)
         of_weight += tl.sum(grad * normalised, 0)
         of_bias += tl.sum(grad, 0)
@@ -69,11 +77,19 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
     return x.numel() // c, c, max(1, NUMBERS // columns), columns
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The normalised rows `(..., C)` of `x`, which must be contiguous; C at most NUMBERS."""
+def normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, shift: Tensor | None = None, later: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """The normalised rows `(..., C)` of `x`, which must be contiguous; C at most NUMBERS.
+
+    A `shift` `(C,)` is added to the rows first. With `later` `(C,)`, `x` becomes `x + shift + later` in place.
+    """
     m, c, rows, columns = _sizes(x)
     y = torch.empty_like(x)
-    _normalise[(triton.cdiv(m, rows),)](x, y, weight, bias, m, c, eps, rows, columns)
+    told, more = (x if one is None else one for one in (shift, later))
+    _normalise[(triton.cdiv(m, rows),)](
+        x, y, weight, bias, told, more, m, c, eps, shift is not None, later is not None, rows, columns
+    )  # fmt: skip
     return y
 
 

@@ -18,6 +18,12 @@ LONGEST = 2048  # of the rows that a kernel takes
 class RowNorm(nn.LayerNorm):
     """LayerNorm of `(..., C)`."""
 
+    def shifted(self, rows: Tensor, shift: Tensor, later: Tensor | None = None) -> Tensor:
+        """That of rows plus `shift` `(C,)`, on a GPU and without gradients; rows get both on the way, if told `later`."""
+        from dreamlab.row_norm_kernels import normalise
+
+        return normalise(rows, self.weight, self.bias, self.eps, shift, later)
+
     def forward(self, input: Tensor) -> Tensor:
         is_half = input.dtype in (torch.float16, torch.bfloat16)
         if input.is_cuda and is_half and not torch.compiler.is_compiling():

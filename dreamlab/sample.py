@@ -91,6 +91,7 @@ def draw(
     from dreamlab.pictures import as_pictures
     from dreamlab.precision import autocast, forward_dtype
     from dreamlab.resting import told
+    from dreamlab.twins import once
 
     check_sampler("sampler", sampler.name, model.family)
     pipe, count = model.pipeline(), len(prompts)
@@ -99,7 +100,8 @@ def draw(
     own, halved = pipe.scheduler.config, drawing_in(pipe, forward_dtype(precision), device, sampler.is_compiled)
     words = told(model, pipe, prompts, sampler.negative_prompt, device)
     parts = decoding_in_parts(pipe.vae, max(1, DECODED_PX // (sampler.height * sampler.width)))
-    with halved, parts, torch.no_grad(), autocast(precision, device), words as words_of:
+    shared = once(getattr(pipe, "unet", None), sampler.guidance)
+    with halved, shared, parts, torch.no_grad(), autocast(precision, device), words as words_of:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             # PNDM and LMS keep state between calls, so each batch gets a scheduler of its own

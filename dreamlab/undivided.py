@@ -18,18 +18,26 @@ class Undivided(Attention):
         self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
         **settings: Any,
     ) -> Tensor:  # fmt: skip
-        if attention_mask is not None or settings or type(self.processor) is not AttnProcessor2_0:
-            attended: Tensor = super().forward(hidden_states, encoder_hidden_states, attention_mask, **settings)
-            return attended
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            told.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for told in (self.to_q(hidden_states), self.to_k(context), self.to_v(context))
-        )
-        told = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        if attention_mask is not None or settings or not self.is_straight():
+            told: Tensor = super().forward(hidden_states, encoder_hidden_states, attention_mask, **settings)
+            return told
+        told = self.attended(hidden_states, encoder_hidden_states)
         for layer in self.to_out:  # a projection, and its dropout
             told = layer(told)
         return told
+
+    def is_straight(self) -> bool:
+        """Whether its processor does nothing else."""
+        return type(self.processor) is AttnProcessor2_0
+
+    def attended(self, tokens: Tensor, context: Tensor | None) -> Tensor:
+        """What the heads give of tokens, looking at a context or at themselves, before it is projected."""
+        context = tokens if context is None else context
+        query, key, value = (
+            told.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for told in (self.to_q(tokens), self.to_k(context), self.to_v(context))
+        )
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def divide_less(network: nn.Module) -> None:

@@ -45,5 +45,20 @@ def test_on_a_gpu_values_and_gradients_are_layer_norms(sizes: tuple[int, ...]) -
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.parametrize("sizes", SIZES)
+def test_a_shift_is_added_first_and_rows_get_it_where_more_comes_later(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm, rows = nn.LayerNorm(sizes[-1], device="cuda"), torch.randn(sizes, device="cuda")
+    norm.__class__ = RowNorm
+    shift, later = torch.randn(2, sizes[-1], device="cuda")
+    kept = rows.clone()
+    with torch.no_grad():
+        found, again = norm.shifted(rows, shift), norm.shifted(kept, shift, later)
+        assert apart(found, layer_norm((rows + shift).double(), sizes[-1:])) < 1e-6 and torch.equal(found, again)
+        assert torch.allclose(kept, rows + shift + later, atol=1e-6)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_under_autocast_it_rounds_where_autocast_does() -> None:
     assert_rounds_as_autocast_does(fuse_row_norms)
