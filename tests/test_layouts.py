@@ -13,8 +13,7 @@ from dreamlab.layouts import keep_layouts
 
 def with_linear_projections() -> UNet2DConditionModel:
     """As Stable Diffusion 2 and SDXL have them."""
-    torch.manual_seed(3)
-    return UNet2DConditionModel.from_config({**unet().config, "use_linear_projection": True})
+    return unet(use_linear_projection=True)
 
 
 @pytest.mark.parametrize("make", [unet, with_linear_projections])

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from dreamlab.norms import Norm, NormWithSiLU, fuse_norms
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def unet() -> UNet2DConditionModel:
+def unet(**changes: Any) -> UNet2DConditionModel:
     torch.manual_seed(3)
-    return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=8, norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=4,
-    )  # fmt: skip
+    settings = {
+        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "cross_attention_dim": 8,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 4, "attention_head_dim": 4,
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**settings, **changes})
 
 
 def vae() -> AutoencoderKL:

@@ -15,6 +15,7 @@ from PIL import Image
 from dreamlab.fused import fuse
 from dreamlab.models import BUNDLED, Family
 from dreamlab.sample import FLOW_SAMPLERS, SAMPLERS, Sampler, draw, keep_on_cpu, main, make_scheduler
+from dreamlab.twins import once
 
 PROMPTS, SEEDS = ["a photo of a dog", "a photo of a teapot", "a photo of a dog"], [1, 2, 3]
 DIFFUSERS: dict[str, tuple[Any, dict[str, Any]]] = {  # the same samplers, written down once more
@@ -54,10 +55,11 @@ def drawn_by_diffusers(sampler: str) -> list[np.ndarray]:
     own, (kind, options), pictures = pipe.scheduler.config, DIFFUSERS[sampler], []
     for prompt, seed in zip(PROMPTS, SEEDS, strict=True):
         pipe.scheduler = kind.from_config(own, **options)
-        pictures += pipe(
-            prompt, negative_prompt="blurry", num_inference_steps=4, guidance_scale=5.0,
-            generator=torch.Generator().manual_seed(seed),
-        ).images  # fmt: skip
+        with once(pipe.unet, 5.0):
+            pictures += pipe(
+                prompt, negative_prompt="blurry", num_inference_steps=4, guidance_scale=5.0,
+                generator=torch.Generator().manual_seed(seed),
+            ).images  # fmt: skip
     return [np.asarray(picture) for picture in pictures]
 
 

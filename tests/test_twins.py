@@ -18,8 +18,7 @@ from dreamlab.twins import once
 
 
 def fused(**changes: Any) -> UNet2DConditionModel:
-    torch.manual_seed(3)
-    network = UNet2DConditionModel.from_config({**unet().config, **changes}).eval()
+    network = unet(**changes).eval()
     keep_layouts(network)
     sum_in_place(network)
     return network
@@ -78,7 +77,7 @@ def test_where_the_halves_differ_from_the_start_all_rows_are_computed(
     network = fused(**changes)
     rows, plain = rows_in(network.down_blocks[0].resnets[0].conv1), predicted(network)
     with once(network, guidance):
-        assert torch.equal(predicted(network), plain)
+        assert torch.allclose(predicted(network), plain, atol=1e-6)
     assert rows == [4, 4]
 
 
