@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS = 128, 32  # of the tile that a program holds
-MOST_SLICES, CHANNELS = 64, 16  # of the tile that joins the slices of a group
+MOST_SLICES, FEW, CHANNELS = 64, 8, 16  # of the tile that joins the slices of a group
 PROGRAMS = 2112  # sixteen for each multiprocessor of a large GPU
 
 # Triton compiles a kernel once for each kind of number that it is told: these needn't be kinds
@@ -209,7 +209,7 @@ def normalise(
         grid = triton.cdiv(own, COLUMNS), s, b
         _slice_moments[grid](image, told, sums[0], sums[1], n, own, c, s, first, is_shifted, ROWS, COLUMNS)
     _group_moments[groups, b](
-        sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, MOST_SLICES, CHANNELS
+        sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, FEW if s <= FEW else MOST_SLICES, CHANNELS
     )  # fmt: skip
     for image, own, first in parts:
         grid = triton.cdiv(own, COLUMNS), triton.cdiv(n, ROWS), b

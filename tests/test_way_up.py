@@ -39,8 +39,7 @@ def test_a_network_joins_nothing_while_it_draws(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("channels", [(40, 24), (24, 8), (320, 1600)])  # across a group's border, and along one
-def test_norm_and_product_of_joined_images(channels: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def test_norm_and_product_of_joined_images(channels: tuple[int, int]) -> None:
     torch.manual_seed(0)
     norm, product = NormWithSiLU(8, sum(channels)).cuda(), nn.Conv2d(sum(channels), 48, 1).cuda()
     product.__class__ = OnePixel
