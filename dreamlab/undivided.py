@@ -6,9 +6,12 @@ numbers are the same.
 
 from typing import Any
 
+import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from dreamlab.biases import is_drawing
 
 
 class Undivided(Attention):
@@ -32,12 +35,17 @@ class Undivided(Attention):
 
     def attended(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """What the heads give of tokens, looking at a context or at themselves, before it is projected."""
-        context = tokens if context is None else context
-        query, key, value = (
-            told.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for told in (self.to_q(tokens), self.to_k(context), self.to_v(context))
-        )
+        layers = self.to_q, self.to_k, self.to_v
+        if context is None and is_drawing(tokens) and all(_is_product(layer) for layer in layers):
+            told = linear(tokens, torch.cat([layer.weight for layer in layers])).chunk(3, -1)
+        else:
+            told = tuple(layer(one) for layer, one in zip(layers, (tokens, *[tokens if context is None else context] * 2), strict=True))
+        query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in told)
         return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _is_product(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.bias is None
 
 
 def divide_less(network: nn.Module) -> None:
