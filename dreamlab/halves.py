@@ -35,9 +35,7 @@ def halved(
         for network in networks for path, buffer in network.named_buffers() if buffer.is_floating_point()
     ]  # fmt: skip
     try:
-        for weight, own in weights:
-            is_laid = is_on_gpu and own.dim() == 4 and own.dtype != dtype
-            weight.data = own.to(dtype, memory_format=torch.channels_last if is_laid else torch.preserve_format)
+        _halve([weight for weight, own in weights if own.dtype != dtype], dtype, is_on_gpu)
         for module, name, buffer in buffers:
             setattr(module, name, buffer.to(dtype))
         for network in networks:
@@ -59,6 +57,19 @@ def halved(
         for network in networks:
             for name in CALLED_AS:
                 network.__dict__.pop(name, None)  # the class's own shows again
+
+
+def _halve(weights: list[nn.Parameter], dtype: torch.dtype, has_channels_last: bool) -> None:
+    """Let weights be copies in `dtype`, all made at once."""
+    own, kept, last = [weight.data for weight in weights], torch.preserve_format, torch.channels_last
+    halves = [
+        torch.empty_like(one, dtype=dtype, memory_format=last if has_channels_last and one.dim() == 4 else kept)
+        for one in own
+    ]
+    if halves:
+        torch._foreach_copy_(halves, own)
+    for weight, half in zip(weights, halves, strict=True):
+        weight.data = half
 
 
 def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:

@@ -60,8 +60,9 @@ class ResidualBlock(ResnetBlock2D):
         return type(self.conv_shortcut) is OnePixel and self.conv_shortcut.bias is not None
 
     def _is_plain(self) -> bool:
-        """Whether it neither scales nor resizes, and adds the time's embedding."""
-        is_plain = self.output_scale_factor == 1 and self.time_embedding_norm == "default" and not self.skip_time_act
+        """Whether it neither scales nor resizes, and adds the time's embedding; a VAE's blocks ("group") have none."""
+        kinds = ("default", "group") if self.time_emb_proj is None else ("default",)
+        is_plain = self.output_scale_factor == 1 and self.time_embedding_norm in kinds and not self.skip_time_act
         return is_plain and self.upsample is None and self.downsample is None
 
     def _folds(self) -> bool:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 128, 32  # of the tile that a program holds
+ROWS, COLUMNS, WIDE, LOW = 128, 32, 64, 64  # of the tile that a program holds; the forward pass reads faster so
 MOST_SLICES, FEW, CHANNELS = 64, 8, 16  # of the tile that joins the slices of a group
 PROGRAMS = 2112  # sixteen for each multiprocessor of a large GPU
 
@@ -206,16 +206,16 @@ def normalise(
     parts = [(x, x.shape[1], 0)] if beside is None else [(x, x.shape[1], 0), (beside, beside.shape[1], x.shape[1])]
     told, is_shifted = x if shift is None else shift, shift is not None
     for image, own, first in parts:
-        grid = triton.cdiv(own, COLUMNS), s, b
-        _slice_moments[grid](image, told, sums[0], sums[1], n, own, c, s, first, is_shifted, ROWS, COLUMNS)
+        grid = triton.cdiv(own, WIDE), s, b
+        _slice_moments[grid](image, told, sums[0], sums[1], n, own, c, s, first, is_shifted, ROWS, WIDE)
     _group_moments[groups, b](
         sums[0], sums[1], moments[0], moments[1], n, c, s, groups, d, eps, FEW if s <= FEW else MOST_SLICES, CHANNELS
     )  # fmt: skip
     for image, own, first in parts:
-        grid = triton.cdiv(own, COLUMNS), triton.cdiv(n, ROWS), b
+        grid = triton.cdiv(own, WIDE), triton.cdiv(n, LOW), b
         _normalise[grid](
             image, told, y, moments[0], moments[1], weight, bias, n, own, c, groups, d, first, is_shifted, has_silu,
-            ROWS, COLUMNS,
+            LOW, WIDE,
         )  # fmt: skip
     return y, moments
 

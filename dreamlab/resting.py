@@ -23,17 +23,16 @@ Words = Callable[[slice], dict[str, Any]]
 def resting(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Networks on `device` and in eval mode; each one's place and each module's mode put back afterwards."""
     homes = {part: next(part.parameters()).device for part in parts if not _lies_on(part, device)}
-    modules = [module for part in parts for module in part.modules()]
-    modes = [module.training for module in modules]
-    for part in parts:
+    training = [module for part in parts for module in part.modules() if module.training]
+    for part in parts if training else ():
         part.eval()
     for part in homes:
         part.to(device)
     try:
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+        for module in training:
+            module.training = True
         for part, home in homes.items():
             part.to(home)
 
@@ -41,7 +40,8 @@ def resting(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
 def _lies_on(part: nn.Module, device: torch.device) -> bool:
     """Whether all of a network is there: going through it takes a moment that a GPU would wait."""
     there = torch.empty(0, device=device).device
-    return all(one.device == there for one in (*part.parameters(), *part.buffers()))
+    held = (one for module in part.modules() for one in (*module._parameters.values(), *module._buffers.values()))
+    return all(one is None or one.device == there for one in held)
 
 
 @contextlib.contextmanager

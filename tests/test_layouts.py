@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from test_norms import predicted, unet
+from test_norms import predicted, unet, vae
 from torch import Tensor, nn
 
 from dreamlab.layouts import keep_layouts
@@ -45,6 +45,16 @@ def test_images_keep_their_channels_last(make: type[nn.Module]) -> None:
                 module.conv_shortcut.register_forward_hook(look)
     predicted(network)
     assert len(seen) > 20 and all(seen)
+
+
+def test_a_vaes_blocks_are_such_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, kept = vae().double(), vae().double()
+    keep_layouts(kept)
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    with torch.no_grad():
+        told = plain(image).sample
+        monkeypatch.setattr(ResnetBlock2D, "forward", lambda *_: pytest.fail("diffusers' own block, which divides by 1"))
+        assert torch.allclose(kept(image).sample, told, atol=1e-12)
 
 
 def test_a_block_drops_as_before() -> None:
