@@ -18,7 +18,7 @@ class OnePixel(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         is_laid = input.is_contiguous(memory_format=torch.channels_last)
-        if not is_drawing(input) or not is_laid or input.dtype == torch.float32:
+        if not is_laid or not is_drawing_in_half(input):
             return super().forward(input)
         b, c, h, w = input.shape
         pixels = linear(input.permute(0, 2, 3, 1).reshape(-1, c), self.weight.flatten(1), self.bias)
@@ -35,6 +35,11 @@ class OnePixel(nn.Conv2d):
 def is_drawing(image: Tensor) -> bool:
     """Whether this runs on a GPU without gradients; a compiled network is left to its compiler."""
     return image.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def is_drawing_in_half(image: Tensor) -> bool:
+    """Whether this runs so in half precision."""
+    return image.dtype in (torch.float16, torch.bfloat16) and is_drawing(image)
 
 
 def without_bias(conv: nn.Conv2d, image: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from dreamlab.biases import OnePixel, fold_biases, is_drawing, total, without_bias
+from dreamlab.biases import OnePixel, fold_biases, is_drawing, is_drawing_in_half, total, without_bias
 from dreamlab.norms import NormWithSiLU
 from dreamlab.running_sums import for_prompts
 
@@ -50,14 +50,12 @@ class ResidualBlock(ResnetBlock2D):
 
     def joined(self, image: Tensor, beside: Tensor, temb: Tensor | None) -> Tensor:
         """That of two images joined at their channels, which on a GPU they needn't be."""
-        is_half = image.dtype == beside.dtype in (torch.float16, torch.bfloat16)
-        if not (is_half and is_drawing(image) and self._is_plain() and self._folds()) or not self._joins():
+        product = self.conv_shortcut
+        reads_both = type(product) is OnePixel and product.weight.dtype == image.dtype == beside.dtype
+        if not (reads_both and is_drawing_in_half(image) and self._is_plain() and self._folds()):
             return self(torch.cat([image, beside], dim=1), temb)
         image, beside = (one.contiguous(memory_format=torch.channels_last) for one in (image, beside))
-        return self._drawn(self.norm1.joined(image, beside), self.conv_shortcut.joined(image, beside), temb)
-
-    def _joins(self) -> bool:
-        return type(self.conv_shortcut) is OnePixel and self.conv_shortcut.bias is not None
+        return self._drawn(self.norm1.joined(image, beside), product.joined(image, beside), temb)
 
     def _is_plain(self) -> bool:
         """Whether it neither scales nor resizes, and adds the time's embedding; a VAE's blocks ("group") have none."""

@@ -19,7 +19,7 @@ class RowNorm(nn.LayerNorm):
     """LayerNorm of `(..., C)`."""
 
     def shifted(self, rows: Tensor, shift: Tensor, later: Tensor | None = None) -> Tensor:
-        """That of rows plus `shift` `(C,)`, on a GPU and without gradients; rows get both on the way, if told `later`."""
+        """That of rows plus `shift` `(C,)`, on a GPU and without gradients; if told `later`, rows become their sum."""
         from dreamlab.row_norm_kernels import normalise
 
         return normalise(rows, self.weight, self.bias, self.eps, shift, later)

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from dreamlab.biases import is_drawing
+from dreamlab.biases import is_drawing_in_half
 from dreamlab.gates import Gate
 from dreamlab.row_norms import RowNorm
 from dreamlab.undivided import Undivided
@@ -32,7 +32,7 @@ class Block(BasicTransformerBlock):
                 cross_attention_kwargs, *others, **settings,
             )  # fmt: skip
             return tokens
-        if is_drawing(hidden_states) and self._sums(hidden_states):
+        if is_drawing_in_half(hidden_states) and self._sums(hidden_states):
             return self._drawn(hidden_states, encoder_hidden_states)
         tokens = self.attn1(self.norm1(hidden_states)) + hidden_states
         tokens = for_prompts(tokens, encoder_hidden_states)
@@ -41,14 +41,12 @@ class Block(BasicTransformerBlock):
 
     def _sums(self, tokens: Tensor) -> bool:
         """Whether the block's layers are plain, an adapter's wouldn't be, and compute in the tokens' dtype."""
-        (first, *drops), (second, *more) = self.attn1.to_out, self.attn2.to_out
-        gate, *dropped, last = self.ff.net
-        is_half = tokens.dtype in (torch.float16, torch.bfloat16)
+        (first, *drops), (second, *others), (gate, *more, last) = self.attn1.to_out, self.attn2.to_out, self.ff.net
         return (
-            is_half and type(gate) is Gate and tokens.is_contiguous()
+            type(gate) is Gate and tokens.is_contiguous()
             and all(type(norm) is RowNorm for norm in (self.norm2, self.norm3))
             and all(isinstance(attn, Undivided) and attn.is_straight() for attn in (self.attn1, self.attn2))
-            and all(isinstance(drop, nn.Dropout) and not (drop.training and drop.p) for drop in (*drops, *more, *dropped))
+            and all(isinstance(drop, nn.Dropout) and not drop.training for drop in (*drops, *others, *more))
             and all(_is_linear(layer, tokens.dtype) for layer in (first, second, last))
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """What subpixels.py runs on a GPU beside its convolution, in Triton.
 
-Of the large image's rows 2i and 2i + 1, the first (a = 0) sees the small one's i - 1, i and i, the second (a = 1) sees i,
-i and i + 1: the large kernel's row k falls on the first of two (p = 0) where k <= a, else on the second. With a zero
+Of the large image's rows 2i and 2i + 1, the first (a = 0) sees the small one's i - 1, i and i, the second (a = 1) sees
+i, i and i + 1: the large kernel's row k falls on the first of two (p = 0) where k <= a, else on the second. With a zero
 around the image, a place j of the small convolution sees j - 1 and j, so that pixel a of row i is found at j = i + a.
 The same goes for columns.
 """
@@ -56,7 +56,7 @@ def _interleave(
 
 
 def interleave(found: Tensor, bias: Tensor) -> Tensor:
-    """The image `(B, D, 2 H, 2 W)` of what the small convolution gives, `(B, 4 D, H + 1, W + 1)`, plus `bias` `(D,)`."""
+    """The image `(B, D, 2 H, 2 W)` of what the convolution gives, `(B, 4 D, H + 1, W + 1)`, plus `bias` `(D,)`."""
     found = found.contiguous(memory_format=torch.channels_last)
     b, d, h, w = found.shape[0], found.shape[1] // 4, found.shape[2] - 1, found.shape[3] - 1
     image = found.new_empty(b, 2 * h, 2 * w, d).permute(0, 3, 1, 2)

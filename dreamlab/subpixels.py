@@ -13,7 +13,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from dreamlab.biases import is_drawing
+from dreamlab.biases import is_drawing_in_half
 
 
 class Doubled(Upsample2D):
@@ -21,8 +21,7 @@ class Doubled(Upsample2D):
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         h, w = hidden_states.shape[-2:]
-        is_half = hidden_states.dtype in (torch.float16, torch.bfloat16)
-        if not is_half or not is_drawing(hidden_states) or output_size not in (None, (2 * h, 2 * w)):
+        if not is_drawing_in_half(hidden_states) or output_size not in (None, (2 * h, 2 * w)):
             image: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return image
         from dreamlab.subpixel_kernels import interleave, sums_of_taps

@@ -23,9 +23,9 @@ class FirstHalf(ResidualBlock):
     The transformer after it sees twice as many prompts, and goes on with as many images.
     """
 
-    def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         count = len(input_tensor) // 2
-        return super().forward(input_tensor[:count], temb[:count], *args, **kwargs)
+        return super().forward(input_tensor[:count], None if temb is None else temb[:count], *args, **kwargs)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Attention that goes straight to its products: diffusers' asks for the arguments of its processor, and divides by 1.
 
 Both take little, once for each layer and update; the division passes over what it gives, and over its gradient. The
-numbers are the same.
+numbers are the same. While a GPU draws, queries, keys and values are one product, which reads the tokens once.
 """
 
 from typing import Any
@@ -39,7 +39,8 @@ class Undivided(Attention):
         if context is None and is_drawing(tokens) and all(_is_product(layer) for layer in layers):
             told = linear(tokens, torch.cat([layer.weight for layer in layers])).chunk(3, -1)
         else:
-            told = tuple(layer(one) for layer, one in zip(layers, (tokens, *[tokens if context is None else context] * 2), strict=True))
+            seen = tokens if context is None else context
+            told = self.to_q(tokens), self.to_k(seen), self.to_v(seen)
         query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in told)
         return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 

@@ -35,11 +35,11 @@ class CrossAttnUpBlock(CrossAttnUpBlock2D):
         **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         told = {"encoder_hidden_states": encoder_hidden_states, "cross_attention_kwargs": cross_attention_kwargs}
+        told.update(kwargs)
         if is_drawing(hidden_states) and _is_plain(self):
-            told = {**told, **kwargs}
             return _drawn(self, hidden_states, res_hidden_states_tuple, temb, upsample_size, **told)
         image: Tensor = super().forward(
-            hidden_states, res_hidden_states_tuple, temb, upsample_size=upsample_size, **told, **kwargs
+            hidden_states, res_hidden_states_tuple, temb, upsample_size=upsample_size, **told
         )  # fmt: skip
         return image
 

@@ -53,7 +53,7 @@ def test_a_vaes_blocks_are_such_too(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     with torch.no_grad():
         told = plain(image).sample
-        monkeypatch.setattr(ResnetBlock2D, "forward", lambda *_: pytest.fail("diffusers' own block, which divides by 1"))
+        monkeypatch.setattr(ResnetBlock2D, "forward", lambda *_: pytest.fail("diffusers' block, which divides by 1"))
         assert torch.allclose(kept(image).sample, told, atol=1e-12)
 
 

@@ -71,9 +71,7 @@ def test_several_layers_of_attention_go_on_with_all_rows() -> None:
         (7.5, {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}),
     ],
 )
-def test_where_the_halves_differ_from_the_start_all_rows_are_computed(
-    guidance: float, changes: dict[str, Any]
-) -> None:
+def test_where_the_halves_differ_from_the_start_all_rows_are_computed(guidance: float, changes: dict[str, Any]) -> None:
     network = fused(**changes)
     rows, plain = rows_in(network.down_blocks[0].resnets[0].conv1), predicted(network)
     with once(network, guidance):
