@@ -35,27 +35,28 @@ class ResidualBlock(ResnetBlock2D):
     Nor does it divide by 1, which takes as long as to add.
     """
 
-    def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, input_tensor: Tensor, temb: Tensor | None, *args: Any, beside: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:  # fmt: skip
+        """Of an image, joined at its channels with one `beside` it, which on a GPU they needn't be."""
+        if beside is not None and not self._reads_both(input_tensor, beside):
+            input_tensor, beside = torch.cat([input_tensor, beside], dim=1), None
         if not self._is_plain():
             image: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return image
         if is_drawing(input_tensor) and self._folds():
-            shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-            return self._drawn(self.norm1(input_tensor), shortcut, temb)
+            return self._drawn(input_tensor, beside, temb)
         image = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
             image = image + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
         image = self.conv2(self.dropout(self.nonlinearity(self.norm2(image))))
         return (self.conv_shortcut(input_tensor) if self.conv_shortcut is not None else input_tensor) + image
 
-    def joined(self, image: Tensor, beside: Tensor, temb: Tensor | None) -> Tensor:
-        """That of two images joined at their channels, which on a GPU they needn't be."""
+    def _reads_both(self, image: Tensor, beside: Tensor) -> bool:
+        """Whether the layers that read an image can read two."""
         product = self.conv_shortcut
-        reads_both = type(product) is OnePixel and product.weight.dtype == image.dtype == beside.dtype
-        if not (reads_both and is_drawing_in_half(image) and self._is_plain() and self._folds()):
-            return self(torch.cat([image, beside], dim=1), temb)
-        image, beside = (one.contiguous(memory_format=torch.channels_last) for one in (image, beside))
-        return self._drawn(self.norm1.joined(image, beside), product.joined(image, beside), temb)
+        is_product = type(product) is OnePixel and product.weight.dtype == image.dtype == beside.dtype
+        return is_product and is_drawing_in_half(image) and self._is_plain() and self._folds()
 
     def _is_plain(self) -> bool:
         """Whether it neither scales nor resizes, and adds the time's embedding; a VAE's blocks ("group") have none."""
@@ -69,8 +70,12 @@ class ResidualBlock(ResnetBlock2D):
         has_plain_norms = all(type(norm) is NormWithSiLU for norm in norms)
         return has_plain_norms and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convs)
 
-    def _drawn(self, image: Tensor, shortcut: Tensor, temb: Tensor | None) -> Tensor:
-        """The same after the first norm, with biases added on the way (biases.py)."""
+    def _drawn(self, image: Tensor, beside: Tensor | None, temb: Tensor | None) -> Tensor:
+        """The same with biases added on the way (biases.py)."""
+        if beside is not None:
+            shortcut, image = self.conv_shortcut.joined(image, beside), self.norm1.joined(image, beside)
+        else:
+            shortcut, image = image if self.conv_shortcut is None else self.conv_shortcut(image), self.norm1(image)
         shift = self.conv1.bias[None]
         if self.time_emb_proj is not None:
             shift = shift + self.time_emb_proj(self.nonlinearity(temb))

@@ -54,7 +54,7 @@ def _drawn(
     block: Any, image: Tensor, skipped: tuple[Tensor, ...], temb: Tensor | None, size: Any, **told: Any
 ) -> Tensor:  # fmt: skip
     for number, layer in enumerate(block.resnets):
-        image = layer.joined(image, skipped[-1 - number], temb)
+        image = layer(image, temb, beside=skipped[-1 - number])
         if told:
             image = block.attentions[number](image, **told, return_dict=False)[0]
     for layer in block.upsamplers or ():
