@@ -20,16 +20,23 @@ class OnePixel(nn.Conv2d):
         is_laid = input.is_contiguous(memory_format=torch.channels_last)
         if not is_laid or not is_drawing_in_half(input):
             return super().forward(input)
-        b, c, h, w = input.shape
-        pixels = linear(input.permute(0, 2, 3, 1).reshape(-1, c), self.weight.flatten(1), self.bias)
-        return pixels.view(b, h, w, -1).permute(0, 3, 1, 2)
+        return _image(linear(_rows(input), self.weight.flatten(1), self.bias), input)
 
     def joined(self, image: Tensor, beside: Tensor) -> Tensor:
         """That of two images joined, `(B, X, H, W)` and `(B, C - X, H, W)`, with their channels last."""
-        (b, _, h, w), weight, count = image.shape, self.weight.flatten(1), image.shape[1]
-        rows, others = (one.permute(0, 2, 3, 1).reshape(b * h * w, -1) for one in (image, beside))
-        pixels = linear(rows, weight[:, :count], self.bias).addmm_(others, weight[:, count:].t())
-        return pixels.view(b, h, w, -1).permute(0, 3, 1, 2)
+        of_image, of_other = self.weight.flatten(1).tensor_split([image.shape[1]], 1)
+        return _image(linear(_rows(image), of_image, self.bias).addmm_(_rows(beside), of_other.t()), image)
+
+
+def _rows(image: Tensor) -> Tensor:
+    """The pixels `(B H W, C)` of an image whose channels lie last."""
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """Pixels as an image of another's size."""
+    b, _, h, w = like.shape
+    return rows.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 def is_drawing(image: Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from dreamlab.casting import cast_all
 from dreamlab.precision import IN_HALF
 
 
@@ -52,10 +53,7 @@ class Copies:
         self.gradients.clear()
 
     def _stand_in(self) -> None:
-        leaves = [nn.Parameter(torch.empty_like(weight, dtype=self.half)) for weight in self._places]
-        if leaves:
-            with torch.no_grad():
-                torch._foreach_copy_([*leaves], [*self._places])
+        leaves = [nn.Parameter(copy) for copy in cast_all([*self._places], self.half)] if self.half else []
         for leaf, (weight, places) in zip(leaves, self._places.items(), strict=True):
             leaf.register_post_accumulate_grad_hook(partial(self._keep, weight))
             for layer, name in places:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamlab.casting import cast_all
 from dreamlab.copies import Copies
 from dreamlab.fused import can_fuse
 from dreamlab.optim import make_ready
@@ -83,10 +84,7 @@ class EightBit:
             weight.data = weight.data.contiguous()  # as bitsandbytes has its moments
         flat = {weight: gradient.contiguous().view(-1) for weight, gradient in gradients.items()}
         halves = {weight: gradient for weight, gradient in flat.items() if gradient.dtype != torch.float32}
-        if halves:
-            whole = {weight: torch.empty_like(gradient, dtype=torch.float32) for weight, gradient in halves.items()}
-            torch._foreach_copy_([*whole.values()], [*halves.values()])
-            flat.update(whole)
+        flat.update(zip(halves, cast_all([*halves.values()], torch.float32), strict=True))
         states = [self._optimizer.state[weight] for weight in flat]
         first, second = (
             [torch.as_strided(one[key], (one[key].numel(),), (1,)) for one in states] for key in ("state1", "state2")

@@ -10,6 +10,8 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
+from dreamlab.becoming import become
+
 
 class Gate(GEGLU):
     """GEGLU of `(..., C)` to `(..., D)`."""
@@ -40,6 +42,4 @@ class _Fused(torch.autograd.Function):
 
 def fuse_gates(network: nn.Module) -> None:
     """Let a network's gates compute so; their weights and names stay as they are."""
-    for module in network.modules():
-        if type(module) is GEGLU:
-            module.__class__ = Gate
+    become(network, {GEGLU: Gate})

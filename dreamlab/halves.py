@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamlab.casting import cast_all
 from dreamlab.compiling import joining_rows
 from dreamlab.replayed import Replayed
 
@@ -35,7 +36,9 @@ def halved(
         for network in networks for path, buffer in network.named_buffers() if buffer.is_floating_point()
     ]  # fmt: skip
     try:
-        _halve([weight for weight, own in weights if own.dtype != dtype], dtype, is_on_gpu)
+        others = [weight for weight, own in weights if own.dtype != dtype]
+        for weight, half in zip(others, cast_all([one.data for one in others], dtype, is_on_gpu), strict=True):
+            weight.data = half
         for module, name, buffer in buffers:
             setattr(module, name, buffer.to(dtype))
         for network in networks:
@@ -57,19 +60,6 @@ def halved(
         for network in networks:
             for name in CALLED_AS:
                 network.__dict__.pop(name, None)  # the class's own shows again
-
-
-def _halve(weights: list[nn.Parameter], dtype: torch.dtype, has_channels_last: bool) -> None:
-    """Let weights be copies in `dtype`, all made at once."""
-    own, kept, last = [weight.data for weight in weights], torch.preserve_format, torch.channels_last
-    halves = [
-        torch.empty_like(one, dtype=dtype, memory_format=last if has_channels_last and one.dim() == 4 else kept)
-        for one in own
-    ]
-    if halves:
-        torch._foreach_copy_(halves, own)
-    for weight, half in zip(weights, halves, strict=True):
-        weight.data = half
 
 
 def _at_the_border(call: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from dreamlab.becoming import become
 from dreamlab.biases import OnePixel, fold_biases, is_drawing, is_drawing_in_half, total, without_bias
 from dreamlab.norms import NormWithSiLU
 from dreamlab.running_sums import for_prompts
@@ -39,12 +40,14 @@ class ResidualBlock(ResnetBlock2D):
         self, input_tensor: Tensor, temb: Tensor | None, *args: Any, beside: Tensor | None = None, **kwargs: Any
     ) -> Tensor:  # fmt: skip
         """Of an image, joined at its channels with one `beside` it, which on a GPU they needn't be."""
-        if beside is not None and not self._reads_both(input_tensor, beside):
+        is_plain = self._is_plain()
+        is_drawn = is_plain and is_drawing(input_tensor) and self._folds()
+        if beside is not None and not (is_drawn and self._reads_both(input_tensor, beside)):
             input_tensor, beside = torch.cat([input_tensor, beside], dim=1), None
-        if not self._is_plain():
+        if not is_plain:
             image: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return image
-        if is_drawing(input_tensor) and self._folds():
+        if is_drawn:
             return self._drawn(input_tensor, beside, temb)
         image = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
@@ -53,10 +56,10 @@ class ResidualBlock(ResnetBlock2D):
         return (self.conv_shortcut(input_tensor) if self.conv_shortcut is not None else input_tensor) + image
 
     def _reads_both(self, image: Tensor, beside: Tensor) -> bool:
-        """Whether the layers that read an image can read two."""
+        """Whether the shortcut, which reads an image as the first norm does, can read two."""
         product = self.conv_shortcut
         is_product = type(product) is OnePixel and product.weight.dtype == image.dtype == beside.dtype
-        return is_product and is_drawing_in_half(image) and self._is_plain() and self._folds()
+        return is_product and is_drawing_in_half(image)
 
     def _is_plain(self) -> bool:
         """Whether it neither scales nor resizes, and adds the time's embedding; a VAE's blocks ("group") have none."""
@@ -90,9 +93,6 @@ class ResidualBlock(ResnetBlock2D):
 
 def keep_layouts(network: nn.Module) -> None:
     """Let a network's blocks be such; weights and names stay as they are."""
-    kinds: dict[type, type] = {Transformer2DModel: Transformer, ResnetBlock2D: ResidualBlock}
-    for module in network.modules():
-        if type(module) in kinds:
-            module.__class__ = kinds[type(module)]
-            fold_biases(module)
-            module.train(module.training)
+    for block in become(network, {Transformer2DModel: Transformer, ResnetBlock2D: ResidualBlock}):
+        fold_biases(block)
+        block.train(block.training)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from dreamlab.becoming import become
+
 FEWEST = 256  # rows that make up for the longer way
 
 
@@ -35,9 +37,7 @@ def is_quicker() -> bool:
 
 def convolve_linears(network: nn.Module) -> None:
     """Let a network's linear layers compute so; their weights and names stay as they are."""
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
+    become(network, {nn.Linear: Linear})
 
 
 def _about_cpu() -> str:

@@ -13,6 +13,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, silu
 
+from dreamlab.becoming import become
+
 
 class Norm(nn.GroupNorm):
     """GroupNorm, and SiLU after it where `has_silu`."""
@@ -86,9 +88,7 @@ def fuse_norms(network: nn.Module) -> None:
             _take_in(module.nonlinearity, module.norm1, module.norm2)
         elif isinstance(getattr(module, "conv_norm_out", None), nn.GroupNorm):
             _take_in(module.conv_act, module.conv_norm_out)
-    for module in network.modules():
-        if type(module) is nn.GroupNorm and module.affine:
-            module.__class__ = Norm
+    become(network, {nn.GroupNorm: Norm}, lambda norm: norm.affine)
 
 
 def _take_in(activation: Any, *norms: Any) -> None:

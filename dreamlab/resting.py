@@ -24,8 +24,8 @@ def resting(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Networks on `device` and in eval mode; each one's place and each module's mode put back afterwards."""
     homes = {part: next(part.parameters()).device for part in parts if not _lies_on(part, device)}
     training = [module for part in parts for module in part.modules() if module.training]
-    for part in parts if training else ():
-        part.eval()
+    for module in training:
+        module.training = False
     for part in homes:
         part.to(device)
     try:

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
+from dreamlab.becoming import become
 from dreamlab.biases import is_drawing_in_half
 from dreamlab.gates import Gate
 from dreamlab.row_norms import RowNorm
@@ -83,6 +84,4 @@ def _add(tokens: Tensor, rows: Tensor, layer: nn.Linear) -> Tensor:
 
 def sum_in_place(network: nn.Module) -> None:
     """Let a network's transformer blocks compute so; weights and names stay as they are."""
-    for module in network.modules():
-        if type(module) is BasicTransformerBlock:
-            module.__class__ = Block
+    become(network, {BasicTransformerBlock: Block})

@@ -13,6 +13,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from dreamlab.becoming import become
 from dreamlab.biases import is_drawing_in_half
 
 
@@ -33,9 +34,7 @@ class Doubled(Upsample2D):
 
 def convolve_before(network: nn.Module) -> None:
     """Let a network's layers that double an image compute so; weights and names stay as they are."""
-    for module in network.modules():
-        if type(module) is Upsample2D and _is_plain(module):
-            module.__class__ = Doubled
+    become(network, {Upsample2D: Doubled}, _is_plain)
 
 
 def _is_plain(layer: Upsample2D) -> bool:

@@ -31,14 +31,15 @@ class FirstHalf(ResidualBlock):
 @contextmanager
 def once(denoiser: Any, guidance: float) -> Iterator[None]:
     """Have a U-Net that draws with guidance compute in the block what both halves share once."""
-    first = denoiser.down_blocks[0].resnets[0] if guidance > 1 and _shares(denoiser) else None
-    if first is not None:
-        first.__class__ = FirstHalf
+    if guidance <= 1 or not _shares(denoiser):
+        yield
+        return
+    first = denoiser.down_blocks[0].resnets[0]
+    first.__class__ = FirstHalf
     try:
         yield
     finally:
-        if first is not None:
-            first.__class__ = ResidualBlock
+        first.__class__ = ResidualBlock
 
 
 def _shares(denoiser: Any) -> bool:

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from dreamlab.becoming import become
 from dreamlab.biases import is_drawing
 
 
@@ -51,9 +52,7 @@ def _is_product(layer: nn.Module) -> bool:
 
 def divide_less(network: nn.Module) -> None:
     """Let a network's attention compute so, where it does nothing else; weights and names stay as they are."""
-    for module in network.modules():
-        if type(module) is Attention and _is_plain(module):
-            module.__class__ = Undivided
+    become(network, {Attention: Undivided}, _is_plain)
 
 
 def _is_plain(attn: Attention) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 
+from dreamlab.becoming import become
 from dreamlab.biases import is_drawing
 from dreamlab.layouts import ResidualBlock
 
@@ -64,7 +65,4 @@ def _drawn(
 
 def join_less(network: nn.Module) -> None:
     """Let a network's blocks compute so; weights and names stay as they are."""
-    kinds: dict[type, type] = {UpBlock2D: UpBlock, CrossAttnUpBlock2D: CrossAttnUpBlock}
-    for module in network.modules():
-        if type(module) in kinds:
-            module.__class__ = kinds[type(module)]
+    become(network, {UpBlock2D: UpBlock, CrossAttnUpBlock2D: CrossAttnUpBlock})

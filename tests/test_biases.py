@@ -17,11 +17,16 @@ def fused(make: Callable[[], nn.Module]) -> nn.Module:
     network = make().to("cuda", memory_format=torch.channels_last).eval()
     keep_layouts(network)
     fuse_norms(network)
+    draw_biases(network)
+    return network
+
+
+def draw_biases(network: nn.Module) -> None:
+    """Biases other than 0, which they are at first."""
     with torch.no_grad():
-        for name, weight in network.named_parameters():  # biases are 0 at first
+        for name, weight in network.named_parameters():
             if name.endswith("bias"):
                 weight.normal_()
-    return network
 
 
 def of(network: nn.Module) -> Tensor:

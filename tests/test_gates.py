@@ -3,16 +3,14 @@
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
-from test_norms import apart, assert_same, needs_gpu, unet
+from test_norms import apart, needs_gpu, same_after
 from torch.nn.functional import gelu
 
 from dreamlab.gates import Gate, fuse_gates
 
 
 def test_on_a_cpu_a_network_is_the_same_to_the_bit() -> None:
-    plain, fused = unet(), unet()
-    fuse_gates(fused)
-    assert_same(plain, fused)
+    fused = same_after(fuse_gates)
     assert sum(type(module) is Gate for module in fused.modules()) == 4  # one in each transformer
     assert not any(type(module) is GEGLU for module in fused.modules())
 

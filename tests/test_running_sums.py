@@ -4,19 +4,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_biases import draw_biases, of
 from test_layouts import with_linear_projections
-from test_norms import assert_same, needs_gpu, unet, vae
-from torch import Tensor, nn
+from test_norms import needs_gpu, same_after, unet, vae
+from torch import nn
 
 from dreamlab.fused import fuse
 from dreamlab.running_sums import Block, for_prompts, sum_in_place
 
 
 def test_values_and_gradients_are_those_of_diffusers_to_the_bit() -> None:
-    plain, other = unet(), unet()
-    sum_in_place(other)
+    other = same_after(sum_in_place)
     assert sum(type(module) is Block for module in other.modules()) == 4
-    assert_same(plain, other)
 
 
 def test_a_mask_hides_what_it_hides_in_diffusers() -> None:
@@ -34,15 +33,6 @@ def test_rows_repeat_until_there_are_as_many_as_prompts() -> None:
     assert for_prompts(rows, rows) is rows and for_prompts(rows, None) is rows
 
 
-def predicted(network: nn.Module) -> Tensor:
-    """What a U-Net predicts of some noise, or a VAE decodes."""
-    dtype, stream = next(network.parameters()).dtype, torch.Generator().manual_seed(5)
-    noise, text = (torch.randn(size, generator=stream).to("cuda", dtype) for size in ((2, 4, 8, 8), (2, 3, 8)))
-    if hasattr(network, "decode"):
-        return network.decode(noise).sample
-    return network(noise, torch.tensor([10, 900], device="cuda"), text).sample
-
-
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("make", [unet, with_linear_projections, vae])
@@ -51,14 +41,11 @@ def test_all_that_drawing_computes_otherwise_is_no_farther_from_the_exact_number
 ) -> None:
     """Sums, norms, gates, joined and doubled images, all at once, against the same network with gradients."""
     network = make().to("cuda", memory_format=torch.channels_last).eval()
-    with torch.no_grad():
-        for name, weight in network.named_parameters():  # biases are 0 at first
-            if name.endswith("bias"):
-                weight.normal_()
-    exact = predicted(network.double()).detach()
+    draw_biases(network)
+    exact = of(network.double()).detach()
     fuse([network.bfloat16()])
-    plain = predicted(network)
+    plain = of(network)
     with torch.no_grad():
-        drawn = predicted(network)
+        drawn = of(network)
     far = [float((one.double() - exact).square().mean().sqrt()) for one in (drawn, plain)]
     assert 0 < far[0] < 1.1 * far[1] and not torch.equal(drawn, plain)

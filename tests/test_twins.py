@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from test_norms import unet
-from test_samplers import apart
+from test_samplers import apart, drawn
 from torch import Tensor, nn
 
 from dreamlab.layouts import ResidualBlock, keep_layouts
 from dreamlab.models import Family
 from dreamlab.running_sums import sum_in_place
-from dreamlab.sample import Sampler, draw
 from dreamlab.twins import once
 
 
@@ -80,17 +78,8 @@ def test_where_the_halves_differ_from_the_start_all_rows_are_computed(guidance: 
 
 
 def test_pictures_are_the_same(model: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pictures() -> list[np.ndarray]:
-        found: list[np.ndarray] = []
-        draw(
-            model, ["a photo of a dog", "a photo of a teapot"], [1, 2], Sampler("ddim", 4, 5.0, "blurry", 64, 64),
-            device=torch.device("cpu"), precision="fp32", batch_size=2,
-            on_image=lambda _, image: found.append(np.asarray(image)),
-        )  # fmt: skip
-        return found
-
     rows = rows_in(model.parts()["unet"].down_blocks[0].resnets[0].conv1)
-    shared = pictures()
-    assert rows == [2] * 4
+    shared = drawn(model, "ddim", 3)
+    assert rows == [3] * 4
     monkeypatch.setattr("dreamlab.twins._shares", lambda denoiser: False)
-    assert max(map(apart, pictures(), shared)) <= 1 and rows[4:] == [4] * 4
+    assert max(map(apart, drawn(model, "ddim", 3), shared)) <= 1 and rows[4:] == [6] * 4

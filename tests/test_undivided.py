@@ -2,18 +2,16 @@
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from test_norms import assert_same, unet, vae
+from test_norms import same_after, vae
 from torch import nn
 
 from dreamlab.undivided import Undivided, divide_less
 
 
 def test_values_and_gradients_are_those_of_diffusers_to_the_bit() -> None:
-    plain, other = unet(), unet()
-    divide_less(other)
+    other = same_after(divide_less)
     kinds = [type(module) for module in other.modules() if isinstance(module, Attention)]
     assert len(kinds) == 8 and set(kinds) == {Undivided}  # of tokens and of text, in four transformers
-    assert_same(plain, other)
 
 
 def test_a_mask_hides_what_it_hides_in_diffusers() -> None:
