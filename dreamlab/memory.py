@@ -18,11 +18,11 @@ from dreamlab.schema import Train
 GIB = 2**30
 MOMENT_BYTES = {"AdamW8bit": 2, "PagedAdamW8bit": 0, "Lion": 1, "SGD": 0, "Adafactor": 0}  # a weight; others 8
 KEPT_BYTES = {  # for each latent pixel of an image: activations kept, or computed twice
-    "stable_diffusion": (278_000, 106_000),
+    "stable_diffusion": (241_000, 97_000),
     "sdxl": (446_000, 59_000),
     "stable_diffusion_3": (580_000, 89_000),
 }
-NEEDS_GIB = {"24gb": 15.0, "16gb": 9.5, "12gb": 8.2, "8gb": 5.9}  # SD 1.5, 512 px, batch 1, text encoder too
+NEEDS_GIB = {"24gb": 14.7, "16gb": 9.2, "12gb": 8.1, "8gb": 5.9}  # SD 1.5, 512 px, batch 1, text encoder too
 
 
 def estimate_gib(config: Train, module: DreamBooth) -> float:
