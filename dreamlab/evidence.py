@@ -89,9 +89,7 @@ def read_evidence(run: RunDirectory) -> Evidence:
     read = {"config.yaml": config, "card.json": card, "status.json": status, "verdict.json": verdict,
             "metrics.jsonl": metrics, "probes.jsonl": probes, "evaluations.jsonl": evaluations}  # fmt: skip
     missing = [
-        f"{name} is {'unreadable' if (run.path / name).is_file() else 'missing'}: {absence}."
-        for name, absence in ABSENCES.items()
-        if not read[name]
+        f"{name} is {_lack(run.path / name)}: {absence}." for name, absence in ABSENCES.items() if not read[name]
     ]
     if len(evaluations) == 1:
         missing.append(f"Only update {evaluations[0]['update']:.0f} was measured: there is nothing to compare it with.")
@@ -129,3 +127,9 @@ def series(rows: Sequence[dict[str, float]], key: str) -> tuple[list[float], lis
     """Updates and values of the rows that have `key`."""
     known = [row for row in rows if key in row]
     return [row["update"] for row in known], [row[key] for row in known]
+
+
+def _lack(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    return "unreadable" if path.stat().st_size else "empty"

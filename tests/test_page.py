@@ -128,8 +128,9 @@ def test_a_page_opens_without_any_one_file_and_says_so(run: RunDirectory, name: 
 
 @pytest.mark.parametrize("name", ABSENCES)
 def test_a_damaged_file_counts_as_missing(run: RunDirectory, name: str) -> None:
-    (run.path / name).write_bytes(b"\xff{[not: json, nor yaml")
-    assert f"{name} is unreadable: {ABSENCES[name]}." in html_of(run)
+    for content, lack in ((b"\xff{[not: json, nor yaml", "unreadable"), (b"", "empty")):
+        (run.path / name).write_bytes(content)
+        assert f"{name} is {lack}: {ABSENCES[name]}." in html_of(run)
 
 
 def test_a_run_of_which_only_the_status_is_left_has_a_page(tmp_path: Path) -> None:
