@@ -225,7 +225,7 @@ def trainer(
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[
             shared_out(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
-            *([LightningEnvironment()] if devices == 1 else []),  # alone, it need not look for MPI
+            *([LightningEnvironment()] if devices == 1 else []),  # whatever a cluster says
         ],
         logger=False, callbacks=watching, default_root_dir=logs[0].run.path, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Settings, start_command, weights_of
+from conftest import Settings, TrainRun, start_command, weights_of
 
 from dreamlab import shares
 from dreamlab.checks import check
@@ -51,6 +51,16 @@ def test_two_processes_are_one_of_the_same_global_batch(tiny: tuple[str, ...], t
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
 
     assert class_images("one") == class_images("two") and len(class_images("two")) == 2
+
+
+def test_one_process_is_alone_whatever_a_cluster_says_of_its_job(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fourth task of a Slurm job whose `--ntasks=4` Lightning would refuse."""
+    for name, value in {"NTASKS": "4", "PROCID": "3", "LOCALID": "3", "NODEID": "0", "JOB_NAME": "sweep"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run = train_run("steps=1")
+    assert run.status()["state"] == "finished" and len(run.read_metrics()) == 1
 
 
 def test_what_several_devices_cannot_do_is_refused(settings: Settings) -> None:
