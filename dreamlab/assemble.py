@@ -12,7 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from dreamlab import bookkeeping, callbacks, checkpoints, frozen, learning, loggers, pivotal, precision, processes
@@ -224,8 +223,8 @@ def trainer(
         deterministic=config.trainer.deterministic, max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=config.accumulate, gradient_clip_val=config.max_grad_norm,
         plugins=[
-            shared_out(config.precision) if is_shared_out else chosen, checkpoints.StateFiles(),
-            *([LightningEnvironment()] if devices == 1 else []),  # whatever a cluster says
+            shared_out(config.precision) if is_shared_out else chosen, processes.environment(),
+            checkpoints.StateFiles(),
         ],
         logger=False, callbacks=watching, default_root_dir=logs[0].run.path, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

@@ -21,6 +21,13 @@ def is_shared_out(devices: int, name: str) -> bool:
     return devices > 1 and name == "fsdp"
 
 
+def environment() -> Any:
+    """Lightning's word on who starts the processes: torchrun, or itself; no cluster, which it would ask by default."""
+    from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+
+
 def strategy(device: "torch.device", devices: int, name: str, may_skip_weights: bool) -> Any:
     """Lightning's strategy: one device, `ddp` or `fsdp`; `may_skip_weights`: some weights stop learning on the way."""
     if devices == 1:

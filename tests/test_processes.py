@@ -16,7 +16,10 @@ from dreamlab.shares import total_norm
 SGD = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay", "~optimizer.eps")
 
 
-def trained(tiny: tuple[str, ...], out: Path, name: str, *words: str) -> RunDirectory:
+SLURM = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "sweep"}
+
+
+def trained(tiny: tuple[str, ...], out: Path, name: str, *words: str, **environment: str) -> RunDirectory:
     """A run of the command in processes of its own, with a cache of its own."""
     given = (
         *tiny,
@@ -28,7 +31,7 @@ def trained(tiny: tuple[str, ...], out: Path, name: str, *words: str) -> RunDire
         f"name={name}",
         f"cache_dir={out}/{name}-c",
     )
-    process = start_command("dreamlab.train", *given, *words, log=out / f"{name}.txt")
+    process = start_command("dreamlab.train", *given, *words, log=out / f"{name}.txt", **environment)
     code = process.wait(300)
     assert code == 0, (out / f"{name}.txt").read_text(encoding="utf-8")
     return RunDirectory(out / name)
@@ -37,7 +40,8 @@ def trained(tiny: tuple[str, ...], out: Path, name: str, *words: str) -> RunDire
 @pytest.mark.slow
 def test_two_processes_are_one_of_the_same_global_batch(tiny: tuple[str, ...], tmp_path: Path) -> None:
     one = trained(tiny, tmp_path, "one", "batch_size=2", "data.flip=true")
-    two = trained(tiny, tmp_path, "two", "trainer.devices=2", "batch_size=1", "data.flip=true")
+    # A Slurm job's one task starts both, of which Lightning would expect the cluster to start the second
+    two = trained(tiny, tmp_path, "two", "trainer.devices=2", "batch_size=1", "data.flip=true", **SLURM)
     expected, found = weights_of(one), weights_of(two)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=0)
@@ -57,8 +61,8 @@ def test_one_process_is_alone_whatever_a_cluster_says_of_its_job(
     train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fourth task of a Slurm job whose `--ntasks=4` Lightning would refuse."""
-    for name, value in {"NTASKS": "4", "PROCID": "3", "LOCALID": "3", "NODEID": "0", "JOB_NAME": "sweep"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name, value in {**SLURM, "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}.items():
+        monkeypatch.setenv(name, value)
     run = train_run("steps=1")
     assert run.status()["state"] == "finished" and len(run.read_metrics()) == 1
 
